@@ -1,0 +1,28 @@
+"""Weight algebra: how a model is wired, which trick fits where, and the streaming conversion."""
+
+from tricks.checkpoint import Checkpoint, TensorInfo, checkpoint_from_headers, read_checkpoint
+from tricks.convert import Conversion, convert
+from tricks.errors import BadInput, Cancelled, TricksmithError
+from tricks.plan import Place, Plan, make_plan
+from tricks.progress import Report, silent
+from tricks.recipe import TRICKS, Trick, parse_trick
+
+__all__ = [
+    "TRICKS",
+    "BadInput",
+    "Cancelled",
+    "Checkpoint",
+    "Conversion",
+    "Place",
+    "Plan",
+    "Report",
+    "Trick",
+    "TricksmithError",
+    "TensorInfo",
+    "checkpoint_from_headers",
+    "convert",
+    "make_plan",
+    "parse_trick",
+    "read_checkpoint",
+    "silent",
+]

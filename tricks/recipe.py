@@ -1,0 +1,48 @@
+"""Tricks as users write them: `name` or `name:option=value,option=value`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tricks.errors import BadInput
+
+TRICKS: dict[str, dict[str, tuple[str, ...]]] = {"flashnorm": {"form": ("compat",)}}
+"""Trick name -> option -> allowed values, the default first."""
+
+
+@dataclass(frozen=True)
+class Trick:
+    """One trick with the options that differ from their defaults, sorted by name."""
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.options)
+
+
+def parse_trick(text: str) -> Trick:
+    """Read `name[:option=value,...]`.
+
+    Raises:
+        BadInput: unknown trick, option or value, or an option given twice.
+    """
+    name, colon, rest = text.strip().partition(":")
+    if name not in TRICKS:
+        raise BadInput(f"unknown trick {name!r}; known: {', '.join(sorted(TRICKS))}")
+    known = TRICKS[name]
+    if colon and not rest:
+        raise BadInput(f"{text!r} ends in a colon; write {name!r} or '{name}:option=value'")
+    given: dict[str, str] = {}
+    for part in rest.split(",") if rest else []:
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if key not in known:
+            raise BadInput(f"{name} has no option {key!r}; it knows: {', '.join(sorted(known))}")
+        if not equals or value not in known[key]:
+            raise BadInput(f"{name}:{key} takes one of: {', '.join(known[key])}; not {value!r}")
+        if key in given:
+            raise BadInput(f"option {key!r} of {name} is given twice; give it once")
+        given[key] = value
+    return Trick(name, tuple(sorted((k, v) for k, v in given.items() if v != known[k][0])))
