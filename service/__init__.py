@@ -1,0 +1,1 @@
+"""Jobs, the store and the queue's sending side, the Hub, cards: everything between a face and the weights."""

