@@ -158,31 +158,21 @@ _spawned: dict[Path, subprocess.Popen[bytes]] = {}
 
 def _stop(socket: Path) -> None:
     client = _client(socket)
-    pid = None
-    with suppress(redis.RedisError):
-        pid = int(client.info("server")["process_id"])
     with suppress(redis.RedisError):
         client.shutdown(nosave=True)  # the append-only file is flushed either way
     client.close()
     server = _spawned.pop(socket, None)
-    if server is not None:
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(STOP_TIMEOUT)
-            return
+    if server is None:
+        # Another command started it, which may not have reaped it: ask the socket, not the process table.
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while _answers(socket) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return
+    try:
+        server.wait(STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-    elif pid is not None:
-        _wait_for(pid)
-
-
-def _wait_for(pid: int) -> None:
-    deadline = time.monotonic() + STOP_TIMEOUT
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.02)
 
 
 def _last_line(log: Path) -> str:
