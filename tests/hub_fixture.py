@@ -1,0 +1,28 @@
+"""The fixture `hub`: a Hub of our own, with the environment pointing the real client at it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before the client is imported: it reads this once, and our Hub keeps large files by LFS alone.
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+
+import pytest  # noqa: E402
+
+from tests.hub_server import HubServer  # noqa: E402
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A fresh, empty Hub; the caller is `smith` (of the organisation `forge`) with a token that may write."""
+    home: Path = tmp_path_factory.mktemp("hf-home")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", "hf_smith")
+        monkeypatch.setenv("HF_HOME", str(home))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield server
