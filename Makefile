@@ -1,0 +1,66 @@
+# Every target sets itself up: all it needs is a Python 3.11 or newer that can make a venv.
+SHELL := /bin/bash
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+PACKAGES := ui workers service evals tricks
+CODE := $(PACKAGES) benchmarks models tests
+# Handed to pip, e.g. PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" for the small torch.
+PIP_FLAGS ?=
+# Handed to the command of a target, e.g. make test ARGS="-k plan".
+ARGS ?=
+TORCH ?= 2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONPATH := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup browser demo test check bench-convert screenshots format pins clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv and install everything, pinned
+
+# The stamp is what lets a second `make demo` start at once.
+$(READY): pyproject.toml constraints.txt
+	@bash .ci/venv "$(VENV)"
+	@echo "Installing into $(VENV) (once; about two minutes)..." >&2
+	@$(BIN)/python -m pip install -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+browser: # Tests that need a browser skip where there is none and none can be installed.
+	@bash .ci/browser
+
+demo: $(READY) ## Convert, prove and publish the model in this repo, through the real queue
+	@$(BIN)/python -m ui.demo $(ARGS)
+
+test: $(READY) browser ## Run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Lint, format check, types and import direction
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format the code and mend what the linter can mend
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench-convert: $(READY) ## Measure conversion against cp and against flashify_repo on a 1 GB model
+	@$(BIN)/python -m benchmarks.convert $(ARGS)
+
+screenshots: $(READY) browser ## Take the screenshots of the README anew
+	@$(BIN)/python -m ui.screenshots $(ARGS)
+
+pins: ## Renew constraints.txt from what pip picks today in a clean venv; TORCH=... moves torch
+	@rm -rf build/pins && bash .ci/venv build/pins
+	@build/pins/bin/python -m pip install -qq $(PIP_FLAGS) -e '.[dev,flower]' torch==$(TORCH)
+	@{ sed -n '/^#/p' constraints.txt; \
+	   build/pins/bin/python -m pip freeze --exclude tricksmith | sed 's/+[a-z0-9.]*$$//' \
+	     | grep -viE '^(nvidia-|cuda-|triton)'; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt && rm -rf build/pins
+
+clean: ## Remove what was built and cached; .venv stays
+	rm -rf build out data *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
