@@ -63,7 +63,8 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise BadInput(
-            f"{repo} is gated and this token has no access; accept its terms at {endpoint()}/{repo} and set HF_TOKEN"
+            f"{repo} is gated and this token has no access;"
+            f" accept its terms at {endpoint()}/{repo} and set HF_TOKEN"
         ) from error
     except DisabledRepoError as error:
         raise BadInput(f"{repo} is disabled on the Hub; choose another model") from error

@@ -1,9 +1,9 @@
 """A source: one model at one commit of the Hub, or a local folder; its headers and its files.
 
 How it works: `resolve` asks the Hub once, pins the commit and lists the files a conversion needs, so that
-everything later speaks of the same bytes. `read_headers` reads `config.json`, the index and the first bytes of
-each weight file: a plan costs kilobytes. `fetch` moves only the listed files, and checks what the Hub gives a
-digest for.
+everything later speaks of the same bytes. `read_headers` reads `config.json`, the index and the first bytes
+of each weight file: a plan costs kilobytes. `fetch` moves only the listed files, and checks what the Hub
+gives a digest for.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelInfo, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
-from tqdm.auto import tqdm
+from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
+from huggingface_hub.utils.tqdm import tqdm
 
 from service.hub import TIMEOUT_S, HubUnavailable, endpoint, hub, hub_errors, is_hub_id
 from tricks import BadInput, Checkpoint, Report, checkpoint_from_headers, read_checkpoint, silent
@@ -119,7 +120,7 @@ def resolve(model: str, token: str | None = None) -> Source:
     """Find `model`, a folder or a Hub id with an optional `@revision`, and pin it to one commit.
 
     Raises:
-        BadInput: malformed, missing, gated without access, disabled, flagged as unsafe, or without safetensors.
+        BadInput: malformed, missing, gated without access, disabled, unsafe, or without safetensors.
     """
     text = model.strip()
     if not text or any(ord(char) < 32 for char in text):
@@ -164,7 +165,7 @@ def read_headers(source: Source, token: str | None = None) -> Checkpoint:
 def fetch(source: Source, folder: Path, token: str | None = None, report: Report = silent) -> Path:
     """Have the source's files on disk: download what is missing into `folder`, or name the local folder.
 
-    Files that are there already are not fetched again, so a broken fetch goes on where it was. Returns the folder.
+    Files that are there already are not fetched again, so a broken fetch goes on where it was.
 
     Raises:
         BadInput: the disk is too small, access is lost, or a file arrives with other bytes than announced.
@@ -424,13 +425,11 @@ def _counter(count: Callable[[int], None]) -> type[tqdm]:
 
     class Counter(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": True})
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
             self.seen = int(kwargs.get("initial") or 0)
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: float | None = 1) -> None:
             self.seen += int(n or 0)
             count(self.seen)
-            return None
 
     return Counter

@@ -10,9 +10,9 @@ from pathlib import Path
 # Before the client is imported: it reads this once, and our Hub keeps large files by LFS alone.
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from tests.hub_server import HubServer  # noqa: E402
+from tests.hub_server import HubServer
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ model-index:
 
 
 def write_model(folder: Path, *, shards: int = 2, hidden: int = 96, layers: int = 2, seed: int = 0) -> Path:
-    """A random Llama-shaped checkpoint in `shards` files, with tokenizer, card, licence and files to leave out."""
+    """A random Llama-shaped checkpoint with tokenizer, card, licence and files to leave out."""
     folder.mkdir(parents=True)
     random = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {

@@ -1,8 +1,9 @@
 """A Hub of our own on 127.0.0.1, for the real huggingface_hub client: only `HF_ENDPOINT` changes.
 
-It speaks the part of the Hub's HTTP API that Tricksmith's client calls need: whoami, model info with files and
-scan status, tree, resolve (ETag, commit, ranges, redirect of large files), preupload, LFS batch, commit, pull
-requests, repo create, settings and delete. Repos live in memory; every request is logged; faults can be ordered.
+It speaks the part of the Hub's HTTP API that Tricksmith's client calls need: whoami, model info with files
+and scan status, tree, resolve (ETag, commit, ranges, redirect of large files), preupload, LFS batch, commit,
+pull requests, repo create, settings and delete. Repos live in memory; every request is logged; faults can be
+ordered.
 """
 
 from __future__ import annotations
@@ -148,6 +149,7 @@ class HubServer:
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.cdn = self.endpoint.replace("127.0.0.1", "localhost")  # another host in the client's eyes
 
     def __enter__(self) -> HubServer:
         self._thread.start()
@@ -188,7 +190,7 @@ class HubServer:
         cut: int | None = None,
         flip: bool = False,
     ) -> None:
-        """Order a fault for requests whose `METHOD path` matches: a status, a cut connection, or one wrong byte."""
+        """Order a fault where `METHOD path` matches: a status, a cut connection, or one wrong byte."""
         self.faults.append(Fault(re.compile(pattern), times, status, headers or {}, cut, flip))
 
     def served(self, suffix: str) -> int:
@@ -260,7 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
                 headers["X-Error-Code"] = answer.code
             self._send(answer.status, json.dumps({"error": answer.message}).encode(), headers)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _route  # noqa: N815 (names of the standard library)
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _route
 
     def _chunked(self) -> bool:
         return "chunked" in (self.headers.get("Transfer-Encoding") or "")
@@ -395,7 +397,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= {
             "X-Linked-ETag": f'"{blob.sha256}"',
             "X-Linked-Size": str(len(blob.data)),
-            "Location": f"{self.world.endpoint}/cdn/{blob.sha256}/{name}",
+            "Location": f"{self.world.cdn}/cdn/{blob.sha256}/{name}",
         }
         return lambda: self._send(302, b"", headers)
 
@@ -520,9 +522,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.world.objects:
                     raise Answer(400, f"LFS object {value['oid']} was not uploaded")
                 files[value["path"]] = Blob(self.world.objects[value["oid"]], lfs=True)
-            elif item["key"] == "deletedFile":
-                if files.pop(value["path"], None) is None:
-                    raise Answer(404, "A file with this name doesn't exist", "EntryNotFound")
+            elif item["key"] == "deletedFile" and files.pop(value["path"], None) is None:
+                raise Answer(404, "A file with this name doesn't exist", "EntryNotFound")
         number = len(repo.prs) + 1
         made = repo.commit(files, title, f"refs/pr/{number}" if as_pr else revision)
         reply = {

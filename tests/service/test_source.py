@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -90,6 +89,7 @@ def test_fetch_brings_the_needed_files_and_nothing_else(hub: HubServer, folder: 
     got = sorted(path.name for path in out.iterdir() if path.is_file())
     assert got == sorted(file.name for file in source.files)
     assert all((out / name).read_bytes() == (folder / name).read_bytes() for name in got)
+    assert {r.user for r in hub.requests if r.path.startswith("/cdn/")} == {None}  # no token leaves the Hub
     assert seen[-1] == ("bytes", source.size_bytes, source.size_bytes)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
@@ -99,7 +99,7 @@ def test_fetch_goes_on_where_it_was_cancelled(hub: HubServer, folder: Path, tmp_
     source = resolve("forge/tiny")
 
     def stop(unit: str, done: int, total: int) -> None:
-        if done > total * 0.6:
+        if done > total * 0.9:
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     source = resolve("forge/tiny")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
-    with pytest.raises(BadInput, match="needs .* GB and the disk has .* GB free"):
+    with pytest.raises(BadInput, match=r"needs .* GB and the disk has .* GB free"):
         fetch(source, tmp_path / "in")
     assert not (tmp_path / "in").exists()
 
@@ -157,7 +157,7 @@ def test_a_local_folder_is_used_as_it_is(
 def test_a_gated_model_needs_access(hub: HubServer, folder: Path) -> None:
     hub.add_model("other/gated", folder, gated=True)
     with pytest.raises(
-        BadInput, match="gated and this token has no access; accept its terms at .*other/gated"
+        BadInput, match=r"gated and this token has no access; accept its terms at .*other/gated"
     ):
         resolve("other/gated")
     hub.users["hf_smith"].granted.add("other/gated")
@@ -228,14 +228,14 @@ def test_a_truncated_shard_is_found_from_its_header(hub: HubServer, folder: Path
 @pytest.mark.parametrize("model", ["forge/x@nowhere", "forge/x@0000000000000000000000000000000000000000"])
 def test_a_missing_revision_is_named(hub: HubServer, folder: Path, model: str) -> None:
     hub.add_model("forge/x", folder)
-    with pytest.raises(BadInput, match="forge/x has no revision '(nowhere|0+)'"):
+    with pytest.raises(BadInput, match=r"forge/x has no revision '(nowhere|0+)'"):
         resolve(model)
 
 
 @pytest.mark.parametrize(
     "model",
-    ["", "  ", "./nowhere", "/nowhere/at/all", "a/b/c", "../up", "forge/tiny/", "forge/..", "fоrge/tiny", "forge//x",
-     "forge/x y", "forge/x@", "forge/x@../main", "forge/x@a b", "for\nge/x", "-x/y", "https://huggingface.co/a/b"],
+    ["", "  ", "./nowhere", "/nowhere/at/all", "a/b/c", "../up", "forge/tiny/", "forge/..", "f\u043erge/tiny",
+     "forge//x", "forge/x y", "forge/x@", "forge/x@../main", "forge/x@a b", "for\nge/x", "-x/y", "https://huggingface.co/a/b"],
 )  # fmt: skip
 def test_what_is_neither_folder_nor_hub_id(hub: HubServer, model: str) -> None:
     with pytest.raises(BadInput) as caught:
@@ -245,7 +245,7 @@ def test_what_is_neither_folder_nor_hub_id(hub: HubServer, model: str) -> None:
 
 
 def test_a_folder_without_config_and_a_file(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(BadInput, match="has no config.json"):
+    with pytest.raises(BadInput, match=r"has no config.json"):
         resolve(str(tmp_path))
     with pytest.raises(BadInput, match="is a file; give the folder"):
         resolve(str(folder / "config.json"))
@@ -274,8 +274,8 @@ def test_a_wrong_token_is_said_and_not_shown(hub: HubServer) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../evil.json", "sub/config.json", "model.py", "tokenizer.py", "vocab.pkl", "pytorch_model.bin.index.json",
-     "other.safetensors", "conversion.json", "evidence.json", os.fspath(Path("/etc/tokenizer.json"))],
+    ["../evil.json", "sub/config.json", "model.py", "tokenizer.py", "vocab.pkl",
+     "pytorch_model.bin.index.json", "other.safetensors", "conversion.json", "evidence.json", "/etc/tokenizer.json"],
 )  # fmt: skip
 def test_files_that_stay_on_the_hub(name: str) -> None:
     assert needed_files([name, "model.safetensors"], None) == ["model.safetensors"]
