@@ -402,7 +402,9 @@ class JobStore:
         found = {"reason": reason, "verdict": verdict, "result": result, "finished": time.time()}
         values = {name: value for name, value in found.items() if value is not None}
         job = self.get(job_id)
-        answer = self._try_move(job, state, {State.RUNNING}, owner=owner, set=values, text=reason or result or "")
+        answer = self._try_move(
+            job, state, {State.RUNNING}, owner=owner, set=values, text=reason or result or ""
+        )
         if answer != "ok":
             raise NotOurs(f"job {job_id} is {answer}")
 

@@ -1,0 +1,131 @@
+"""The child process of one job: everything that reads a source's weights happens here.
+
+Started as `python -m workers.child` with no token in its environment and no network use intended. It does
+what its standard input asks (see wire.py), one request at a time, and ends when that input ends: so it never
+outlives its worker, however the worker died.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from service.disk import is_disk_full
+from tricks import Cancelled, Plan, TricksmithError, convert, make_plan, parse_trick
+from workers.wire import Error, checkpoint_from_json
+
+REPORT_EVERY = 0.1  # seconds
+OOM_SCORE = "500"  # of 1000: where memory runs out, the kernel takes this process before the worker
+
+
+class Child:
+    """Reads requests, does them, answers."""
+
+    def __init__(self, requests: IO[str], answers: IO[str]) -> None:
+        self._answers = answers
+        self._cancelled = threading.Event()
+        self._todo: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._told = 0.0
+        threading.Thread(target=self._read, args=[requests], daemon=True).start()
+
+    def serve(self) -> None:
+        """Do one request after the other; the reading thread ends the process."""
+        while True:
+            request = self._todo.get()
+            self._answer(self._outcome(request))
+
+    def _read(self, requests: IO[str]) -> None:
+        for line in requests:
+            request = json.loads(line)
+            if request["do"] == "cancel":
+                self._cancelled.set()
+            else:
+                self._todo.put(request)
+        # No clean-up: the worker is gone or done with us, and work in hand must not be finished.
+        os._exit(0)
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        self._answers.write(json.dumps(message) + "\n")
+        self._answers.flush()
+
+    def report(self, unit: str, done: int, total: int) -> None:
+        """Tell the worker how far the work is, at most ten times a second.
+
+        Raises:
+            Cancelled: the worker asked to stop.
+        """
+        if self._cancelled.is_set():
+            raise Cancelled("cancelled")
+        now = time.monotonic()
+        if now - self._told >= REPORT_EVERY or done == total:
+            self._told = now
+            self._answer({"report": [unit, done, total]})
+
+    def _outcome(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"done": DEEDS[request["do"]](request, self.report)}
+        except Cancelled:
+            return {"error": Error.CANCELLED, "text": "cancelled"}
+        except TricksmithError as error:
+            kind = Error.DISK_FULL if is_disk_full(error) else Error.BAD_INPUT
+            return {"error": kind, "text": _line(error)}
+        except MemoryError as error:
+            traceback.print_exc()
+            return {"error": Error.MEMORY, "text": _line(error)}
+        except Exception as error:  # noqa: BLE001 (whatever it is ends this job alone, with a reason)
+            traceback.print_exc()
+            kind = Error.DISK_FULL if is_disk_full(error) else Error.UNEXPECTED
+            return {"error": kind, "text": f"{type(error).__name__}: {_line(error)}"}
+
+
+def _plan(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:
+    checkpoint = checkpoint_from_json(json.loads(Path(request["checkpoint"]).read_text()))
+    return make_plan(checkpoint, [parse_trick(text) for text in request["tricks"]], report).to_json()
+
+
+def _convert(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:
+    done = convert(Plan.from_json(request["plan"]), Path(request["source"]), Path(request["out"]), report)
+    return {"files": done.files, "bytes_read": done.bytes_read, "bytes_written": done.bytes_written}
+
+
+def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:
+    from evals import compare  # late: planning needs no evals
+
+    source, converted = Path(request["source"]), Path(request["converted"])
+    lossless = bool(request["lossless"])
+    return compare(source, converted, lossless=lossless, report=report).to_json()
+
+
+DEEDS: dict[str, Callable[[dict[str, Any], Callable[[str, int, int], None]], dict[str, Any]]] = {
+    "plan": _plan,
+    "convert": _convert,
+    "verify": _verify,
+}
+
+
+def _line(error: BaseException) -> str:
+    """The error's first line."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def main() -> None:
+    """Serve standard input; whatever libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with suppress(OSError):  # only Linux has it
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    Child(sys.stdin, answers).serve()
+
+
+if __name__ == "__main__":
+    main()
