@@ -3,7 +3,8 @@
 from tricks.checkpoint import Checkpoint, TensorInfo, checkpoint_from_headers, read_checkpoint
 from tricks.convert import Conversion, convert
 from tricks.errors import BadInput, Cancelled, TricksmithError
-from tricks.plan import Place, Plan, make_plan
+from tricks.place import Place
+from tricks.plan import Plan, make_plan
 from tricks.progress import Report, silent
 from tricks.recipe import TRICKS, Trick, parse_trick
 

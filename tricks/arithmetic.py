@@ -1,0 +1,43 @@
+"""Edits carried out on tensors, with one rounding: that of storing the result."""
+
+from __future__ import annotations
+
+import torch
+
+TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""safetensors dtype -> torch dtype, for the dtypes that can be edited."""
+
+
+def factor(gain: torch.Tensor, offset: float) -> torch.Tensor:
+    """`offset + gain` in the narrowest dtype in which it is exact, float64 at the widest."""
+    exact = offset + gain.double()
+    narrow = exact.float()
+    return narrow if torch.equal(narrow.double(), exact) else exact
+
+
+def working_dtype(stored: torch.dtype, *factors: torch.Tensor) -> torch.dtype:
+    """The dtype in which the product of a stored weight and the factors is exact before its final rounding.
+
+    A product of two 8-bit (bfloat16) or 11-bit (float16) significands fits float32's 24 bits; any other, and
+    a product of three, is computed in float64.
+    """
+    narrow = stored in (torch.bfloat16, torch.float16) and len(factors) == 1
+    return torch.float32 if narrow and all(_is_half(f) for f in factors) else torch.float64
+
+
+def _is_half(values: torch.Tensor) -> bool:
+    return values.dtype is torch.float32 and any(
+        torch.equal(values.to(dtype).float(), values) for dtype in (torch.bfloat16, torch.float16)
+    )
+
+
+def scale_rows(rows: torch.Tensor, factor_along: torch.Tensor, axis: int, working: torch.dtype) -> torch.Tensor:
+    """`rows` times `factor_along` (1-D, broadcast along `axis`), rounded once to the dtype of `rows`."""
+    shape = [1] * rows.ndim
+    shape[axis] = -1
+    return rows.to(working).mul_(factor_along.to(working).view(shape)).to(rows.dtype)
+
+
+def contract(weight: torch.Tensor, vector: torch.Tensor, axis: int) -> torch.Tensor:
+    """Sum over `axis` of weight times vector, in float64."""
+    return torch.tensordot(weight.double(), vector.double(), dims=([axis], [0]))

@@ -1,0 +1,134 @@
+"""FlashNorm, compat form: each norm's gain moves into every linear layer that reads the norm.
+
+Source: Graef et al., "FlashNorm", section 3.1, proposition 1. With z = (base(a) ⊙ g + β)·W, in torch's
+layout W [out, in]: W* = W·diag(g) scales W's input columns, and c* = c + W·β (the *unfolded* W) takes the
+norm's bias. The norm keeps an identity gain, so stock code loads the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from tricks.checkpoint import Checkpoint
+from tricks.edits import Edit, Fill, Scale, Shift
+from tricks.errors import BadInput
+from tricks.layout import Axis, locate
+from tricks.place import Place
+from tricks.wiring import Norm, Wiring
+
+NAME = "flashnorm"
+FLOATS = ("F64", "F32", "BF16", "F16")
+
+
+@dataclass
+class Fold:
+    """What FlashNorm does to one model: the places in words, the edits, and how many gains were folded."""
+
+    places: list[Place] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    gain_elements: int = 0
+
+
+def plan_flashnorm(model: nn.Module, wiring: Wiring, checkpoint: Checkpoint) -> Fold:
+    """Plan the fold of every norm of a model.
+
+    Args:
+        model: on the meta device; its parameters' names are those of `wiring`.
+
+    Raises:
+        BadInput: a norm's tensors in the checkpoint have other shapes than the config says.
+    """
+    fold = Fold()
+    reasons = {norm.gain: wiring.foldable(norm) for norm in wiring.norms}
+    marks = dict(_marks(wiring, reasons))
+    found = locate(model, checkpoint, marks)
+    for norm in wiring.norms:
+        reason = reasons[norm.gain]
+        edits: list[Edit] = []
+        if reason is None:
+            try:
+                edits = _edits(norm, wiring, marks, found, checkpoint)
+            except _Left as left:
+                reason = str(left)
+        if reason is not None:
+            fold.places.append(Place(NAME, norm.module, False, reason))
+            continue
+        fold.edits += edits
+        fold.gain_elements += norm.size
+        into = sorted({c.param.removesuffix(".weight") for c in norm.consumers})
+        fold.places.append(Place(NAME, norm.module, True, "folded into " + ", ".join(_short(into, norm.module))))
+    for module in wiring.unmeasured:
+        fold.places.append(Place(NAME, module, False, "its gain is not a plain factor of its output"))
+    return fold
+
+
+class _Left(Exception):
+    """Why one norm stays as it is."""
+
+
+def _short(names: list[str], module: str) -> list[str]:
+    """Names without the part they share with the norm's own path."""
+    stem = module.rpartition(".")[0] + "."
+    return [name.removeprefix(stem) for name in names]
+
+
+def _marks(wiring: Wiring, reasons: dict[str, str | None]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """A mark for each vector and each contracted axis: even for gains and weights, odd for the biases."""
+    for number, norm in enumerate(wiring.norms):
+        if reasons[norm.gain] is not None:
+            continue
+        yield norm.gain, (0, 4 * number)
+        for consumer in norm.consumers:
+            yield consumer.param, (consumer.axis, 4 * number + 1)
+        if norm.bias is not None:
+            yield norm.bias, (0, 4 * number + 2)
+            for consumer in norm.consumers:
+                # The last axis is the product's output; stacked experts come before it.
+                yield wiring.bias_slots[consumer.param], (-1, 4 * number + 3)
+
+
+def _edits(
+    norm: Norm,
+    wiring: Wiring,
+    marks: dict[str, tuple[int, int]],
+    found: dict[int, tuple[Axis, ...]],
+    checkpoint: Checkpoint,
+) -> list[Edit]:
+    base = marks[norm.gain][1]
+    gain = _only(found.get(base), norm.gain)
+    weights = found.get(base + 1)
+    if not weights:
+        raise _Left("its linear layers are not in the checkpoint under names that transformers gives them")
+    tensors = checkpoint.tensors
+    for axis in (gain, *weights):
+        if tensors[axis.tensor].dtype not in FLOATS:
+            raise _Left(f"{axis.tensor} is stored as {tensors[axis.tensor].dtype}, which cannot take a factor")
+        size = tensors[axis.tensor].shape[axis.axis]
+        if size != norm.size:
+            raise BadInput(
+                f"{checkpoint.name}: {axis.tensor} has {size} channels where the config says {norm.size}; "
+                "config.json and the weights belong to different models"
+            )
+    edits: list[Edit] = [Scale(w.tensor, w.axis, gain.tensor, norm.offset) for w in weights]
+    edits.append(Fill(gain.tensor, 1.0 - norm.offset))
+    if norm.bias is not None:
+        beta = _only(found.get(base + 2), norm.bias)
+        slots = {axis.tensor for axis in found.get(base + 3, ())}
+        for weight in weights:
+            slot = weight.tensor.removesuffix("weight") + "bias"
+            shape = list(tensors[weight.tensor].shape)
+            del shape[weight.axis]
+            if slot not in slots or list(tensors[slot].shape) != shape or tensors[slot].dtype not in FLOATS:
+                raise _Left(f"its bias has nowhere to go: the checkpoint has no bias that fits {weight.tensor}")
+            edits.append(Shift(slot, weight.tensor, weight.axis, beta.tensor))
+        edits.append(Fill(beta.tensor, 0.0))
+    return edits
+
+
+def _only(axes: tuple[Axis, ...] | None, param: str) -> Axis:
+    if axes is None or len(axes) != 1:
+        raise _Left(f"{param} is not in the checkpoint under a name that transformers gives it")
+    return axes[0]

@@ -1,0 +1,90 @@
+"""From a model's parameters to the tensors of its checkpoint: names, and which axis is which.
+
+A checkpoint need not look like the module: experts are stored one by one, projections fused or apart, names
+prefixed. transformers knows how to save each model back into its checkpoint's layout. We run that conversion
+on shapes alone, after giving each axis we care about a length of its own that nothing else in the model has:
+wherever that length turns up, there the axis went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from tricks.checkpoint import Checkpoint
+
+_MARK = 10_000_019
+"""Longer than any axis of any model."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of one checkpoint tensor."""
+
+    tensor: str
+    axis: int
+
+
+def locate(
+    model: nn.Module, checkpoint: Checkpoint, axes: Mapping[str, tuple[int, int]]
+) -> dict[int, tuple[Axis, ...]]:
+    """Where the marked axes of parameters are in the checkpoint.
+
+    Args:
+        model: the model on the meta device.
+        checkpoint: its headers.
+        axes: parameter name -> (axis, mark); several parameters may share a mark, a small number.
+
+    Returns:
+        mark -> the checkpoint's axes. A mark is missing if one of its parameters could not be found there.
+    """
+    state = {name: p.detach() for name, p in model.state_dict(keep_vars=True).items()}
+    wanted = _shapes(state, axes)
+    try:
+        saved = revert_weight_conversion(model, wanted)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - parameters of different marks were to be fused: none of it can be placed
+        return {}
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    found: dict[int, list[Axis]] = {}
+    lost: set[int] = set()
+    for name, tensor in saved.items():
+        for axis, size in enumerate(tensor.shape):
+            if size < _MARK:
+                continue
+            mark = size - _MARK
+            key = _key(name, prefix, checkpoint)
+            if key is None or not _fits(checkpoint.tensors[key].shape, tensor.shape, axis):
+                lost.add(mark)
+            else:
+                found.setdefault(mark, []).append(Axis(key, axis))
+    marks = {mark for _, mark in axes.values()}
+    placed = {mark for mark in marks - lost if mark in found}
+    return {mark: tuple(sorted(set(found[mark]), key=lambda a: a.tensor)) for mark in placed}
+
+
+def _shapes(state: Mapping[str, torch.Tensor], axes: Mapping[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
+    result = {}
+    for name, tensor in state.items():
+        shape = list(tensor.shape)
+        if name in axes:
+            axis, mark = axes[name]
+            shape[axis] = _MARK + mark
+        result[name] = torch.empty(shape, device="meta")
+    return result
+
+
+def _key(name: str, prefix: str, checkpoint: Checkpoint) -> str | None:
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        if candidate in checkpoint.tensors:
+            return candidate
+    return None
+
+
+def _fits(stored: tuple[int, ...], shape: torch.Size, marked: int) -> bool:
+    return len(stored) == len(shape) and all(
+        s == t for i, (s, t) in enumerate(zip(stored, shape, strict=True)) if i != marked
+    )

@@ -1,0 +1,358 @@
+"""Wiring: which norm feeds which linears, found by running the model's own modelling code without weights.
+
+The model is built on the "meta" device and run once on two sequences of token ids. Every operation passes
+through a dispatch mode that follows the outputs of the norms and the parameters (see `labels`), and notes
+
+- each matrix product that contracts a norm's output with a parameter, and along which of its axes, and
+- every other operation that reads a norm's output: a reason why its gain cannot move there.
+
+No table of names is involved, so an architecture that transformers learns tomorrow is read the same way.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tricks.gains import Gain, is_candidate, measure_gain
+from tricks.labels import (
+    COMMUTES_BINARY,
+    COMMUTES_UNARY,
+    REARRANGE,
+    SHAPE_ONLY,
+    AxisMap,
+    Label,
+    Param,
+    Scaled,
+    carry,
+)
+
+_aten = torch.ops.aten
+_PRODUCTS = {
+    _aten.mm.default: (0, 1),
+    _aten.bmm.default: (0, 1),
+    _aten.addmm.default: (1, 2),
+    _aten.baddbmm.default: (1, 2),
+    torch.ops.aten._grouped_mm.default: (0, 1),
+}
+"""Matrix products: positions of the two factors."""
+
+STAND_INS: dict[Any, Callable[[torch.Tensor], Any]] = {
+    _aten._local_scalar_dense.default: lambda x: False if x.dtype is torch.bool else 0,
+    _aten.nonzero.default: lambda x: x.new_zeros((1, x.ndim), dtype=torch.long),
+    _aten.is_nonzero.default: lambda x: False,
+}
+"""Answers to the questions that only values could answer. Masks and expert dispatch ask them; whatever the
+answer, the norms and weights on the way are the same, and the plan's proof runs with real values."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A parameter that is contracted with a norm's output along `axis`."""
+
+    param: str
+    axis: int
+
+
+@dataclass
+class Norm:
+    """One gain of the model and everything that reads what it scales."""
+
+    module: str
+    gain: str
+    bias: str | None
+    offset: float
+    size: int
+    consumers: set[Consumer] = field(default_factory=set)
+    blocks: list[str] = field(default_factory=list)
+    scaled_between: bool = False
+
+    def block(self, reason: str) -> None:
+        if reason not in self.blocks:
+            self.blocks.append(reason)
+
+
+@dataclass
+class Wiring:
+    """What one forward pass showed of a model.
+
+    `bias_slots` maps a weight parameter to the bias parameter that is added to its product.
+    """
+
+    norms: list[Norm]
+    unmeasured: list[str]
+    bias_slots: dict[str, str]
+
+    def foldable(self, norm: Norm) -> str | None:
+        """None if the norm's gain can move into its consumers, else the reason why not, in words."""
+        if norm.blocks:
+            return "; ".join(norm.blocks)
+        if not norm.consumers:
+            return "no linear layer reads its output"
+        if norm.bias is not None:
+            if norm.scaled_between:
+                return "its output is rescaled before the linear layers, so its bias cannot move"
+            without = sorted(c.param for c in norm.consumers if c.param not in self.bias_slots)
+            if without:
+                return f"its bias has nowhere to go: {_listed(without)} has no bias"
+        return None
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+class Tracer(TorchDispatchMode):
+    """Follows norms' outputs and parameters through everything that runs within it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.norms: dict[str, Norm] = {}
+        self.unmeasured: list[str] = []
+        self.bias_slots: dict[str, str] = {}
+        self._labels: dict[int, Label] = {}
+        # Labels are kept by identity, so no labelled tensor may be freed and its id used again.
+        self._alive: list[torch.Tensor] = []
+        self._param_uses: dict[str, set[tuple[int | None, str | None]]] = defaultdict(set)
+        self._other_uses: dict[str, str] = {}
+        self._inside: nn.Module | None = None
+        self._measured: dict[Any, Gain | None] = {}
+        self._handles: list[Any] = []
+        for name, p in model.named_parameters():
+            self._note(p, Param(name, tuple(range(p.ndim))))
+        self._modules = {id(m): name for name, m in model.named_modules()}
+        for module in model.modules():
+            if is_candidate(module):
+                self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+
+    def close(self) -> None:
+        """Take the hooks off the model again."""
+        for handle in self._handles:
+            handle.remove()
+
+    # --- norms -----------------------------------------------------------------------------------
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._inside is None:
+            self._inside = module
+            for leaf in tree_leaves((args, kwargs)):
+                label = self._label(leaf)
+                if isinstance(label, Scaled):
+                    self.norms[label.gain].block(f"{self._modules[id(module)]} reads its output")
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self._inside is not module:
+            return
+        self._inside = None
+        name = self._modules[id(module)]
+        gain = self._measure(module, args, kwargs)
+        if gain is None or not isinstance(output, torch.Tensor):
+            if name not in self.unmeasured:
+                self.unmeasured.append(name)
+            return
+        weight = getattr(module, gain.weight)
+        key = self._name(weight)
+        if key not in self.norms:
+            bias = self._name(getattr(module, gain.bias)) if gain.bias else None
+            self.norms[key] = Norm(name, key, bias, gain.offset, weight.numel())
+        self._note(output, Scaled(key, output.ndim - 1))
+
+    def _measure(self, module: nn.Module, args: Any, kwargs: Any) -> Gain | None:
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, bool, tuple))}
+        shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in tree_leaves((args, kwargs))]
+        key = (
+            type(module),
+            repr(plain),
+            repr(shapes),
+            repr([(n, tuple(p.shape)) for n, p in module.named_parameters()]),
+        )
+        if key not in self._measured:
+            with torch.utils._python_dispatch._disable_current_modes():
+                self._measured[key] = measure_gain(module, args, kwargs)
+        return self._measured[key]
+
+    # --- labels ----------------------------------------------------------------------------------
+
+    def _note(self, tensor: torch.Tensor, label: Label) -> None:
+        self._labels[id(tensor)] = label
+        self._alive.append(tensor)
+
+    def _label(self, value: Any) -> Label | None:
+        return self._labels.get(id(value)) if isinstance(value, torch.Tensor) else None
+
+    def _name(self, parameter: torch.Tensor) -> str:
+        label = self._labels[id(parameter)]
+        assert isinstance(label, Param)
+        return label.name
+
+    # --- operations ------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        stand_in = STAND_INS.get(func)
+        if stand_in is not None and args[0].is_meta:
+            return stand_in(args[0])
+        out = func(*args, **kwargs)
+        if self._inside is not None or func in SHAPE_ONLY:
+            return out
+        labels = {id(x): label for x in tree_leaves((args, kwargs)) if (label := self._label(x)) is not None}
+        if labels:
+            self._follow(func, args, kwargs, out, labels)
+        return out
+
+    def _follow(self, func: Any, args: Any, kwargs: Any, out: Any, labels: dict[int, Label]) -> None:
+        if func in _PRODUCTS:
+            self._product(func, args, out)
+        elif func is _aten.convolution.default and not args[6]:
+            self._convolution(args, out)
+        elif func in REARRANGE and isinstance(args[0], torch.Tensor) and id(args[0]) in labels:
+            self._rearrange(func, args, kwargs, out, labels)
+        elif func in COMMUTES_UNARY and id(args[0]) in labels:
+            self._commute(args[0], out, labels[id(args[0])], func)
+        elif func in COMMUTES_BINARY:
+            self._multiply(func, args, out)
+        elif func in (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.cat.default, _aten.stack.default):
+            self._combine(func, args, out, labels)
+        else:
+            self._block(func, labels)
+
+    def _block(self, func: Any, labels: dict[int, Label], what: str | None = None) -> None:
+        operation = what or f"its output goes into {func.overloadpacket.__name__.strip('_')}, not a linear layer"
+        for label in labels.values():
+            if isinstance(label, Scaled):
+                self.norms[label.gain].block(operation)
+            else:
+                self._other_uses.setdefault(label.name, func.overloadpacket.__name__)
+
+    def _rearrange(self, func: Any, args: Any, kwargs: Any, out: Any, labels: dict[int, Label]) -> None:
+        label = labels[id(args[0])]
+        axis_map: AxisMap | None = REARRANGE[func](*args, **{k: v for k, v in kwargs.items() if k == "value"})
+        results = out if isinstance(out, (list, tuple)) else [out]
+        carried = None if axis_map is None else carry(label, axis_map)
+        if carried is None:
+            self._block(func, {0: label}, "its channels are taken apart before any linear layer reads them")
+            return
+        for result in results:
+            self._note(result, carried)
+
+    def _commute(self, x: torch.Tensor, out: torch.Tensor, label: Label, func: Any) -> None:
+        if isinstance(label, Scaled):
+            self.norms[label.gain].scaled_between = True
+            self._note(out, replace(label, axis=label.axis + out.ndim - x.ndim, pure=False))
+        else:
+            self._block(func, {0: label})
+
+    def _multiply(self, func: Any, args: Any, out: torch.Tensor) -> None:
+        scaled = [(x, y) for x, y in ((args[0], args[1]), (args[1], args[0])) if isinstance(self._label(x), Scaled)]
+        divides = func in (_aten.div.Tensor, _aten.div_.Tensor)
+        if len(scaled) == 1 and not (divides and scaled[0][0] is args[1]):
+            x, other = scaled[0]
+            label = self._label(x)
+            assert isinstance(label, Scaled)
+            self._commute(x, out, label, func)
+            rest = self._label(other)
+            if rest is not None:
+                self._block(func, {0: rest})
+            return
+        self._block(func, {id(x): label for x in args[:2] if (label := self._label(x)) is not None})
+
+    def _combine(self, func: Any, args: Any, out: torch.Tensor, labels: dict[int, Label]) -> None:
+        """Sums and concatenations of values that all carry the same gain still carry it."""
+        joined = func in (_aten.cat.default, _aten.stack.default)
+        operands = list(args[0]) if joined else list(args[:2])
+        found = [self._label(x) for x in operands]
+        gains = {(f.gain, f.axis - x.ndim) for f, x in zip(found, operands, strict=True) if isinstance(f, Scaled)}
+        if all(isinstance(f, Scaled) for f in found) and len(gains) == 1 and func is not _aten.stack.default:
+            gain, axis = gains.pop()
+            dim = (args[1] if len(args) > 1 else 0) % out.ndim if joined else None
+            if dim != axis + out.ndim:
+                pure = joined and all(isinstance(f, Scaled) and f.pure for f in found)
+                self.norms[gain].scaled_between |= not pure
+                self._note(out, Scaled(gain, axis + out.ndim, pure))
+                return
+        what = "its output is added to the residual stream or another tensor" if not joined else None
+        self._block(func, labels, what)
+
+    def _product(self, func: Any, args: Any, out: torch.Tensor) -> None:
+        first, second = (args[i] for i in _PRODUCTS[func])
+        self._contract(func, first, first.ndim - 1, second, second.ndim - 2, out)
+        if func in (_aten.addmm.default, _aten.baddbmm.default):
+            self._bias(args[0], first, second)
+
+    def _bias(self, bias: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+        label = self._label(bias)
+        weights = [w for w in (self._label(first), self._label(second)) if isinstance(w, Param)]
+        if isinstance(label, Param) and len(weights) == 1 and None not in label.axes:
+            self.bias_slots[weights[0].name] = label.name
+        elif label is not None:
+            self._block(_aten.add.Tensor, {0: label})
+
+    def _convolution(self, args: Any, out: torch.Tensor) -> None:
+        x, weight, bias, groups = args[0], args[1], args[2], args[8]
+        if groups == 1:
+            self._contract(_aten.convolution.default, x, 1, weight, 1, out)
+            if bias is not None:
+                self._bias(bias, x, weight)
+            return
+        found = {id(t): label for t in (x, weight, bias) if (label := self._label(t)) is not None}
+        self._block(_aten.convolution.default, found)
+
+    def _contract(
+        self, func: Any, a: torch.Tensor, a_axis: int, b: torch.Tensor, b_axis: int, out: torch.Tensor
+    ) -> None:
+        for x, x_axis, y, y_axis in ((a, a_axis, b, b_axis), (b, b_axis, a, a_axis)):
+            label, other = self._label(x), self._label(y)
+            if isinstance(label, Param):
+                contracted = isinstance(other, Scaled) and other.axis == y_axis
+                gain = other.gain if isinstance(other, Scaled) and contracted else None
+                self._param_uses[label.name].add((label.axes[x_axis], gain))
+            elif isinstance(label, Scaled):
+                norm = self.norms[label.gain]
+                if label.axis != x_axis:
+                    norm.block("its tokens, not its channels, are mixed by a matrix product")
+                elif not isinstance(other, Param):
+                    norm.block("its output is multiplied with activations, not with a weight")
+                elif (axis := other.axes[y_axis]) is None:
+                    norm.block(f"{other.name} is rearranged before the product")
+                else:
+                    norm.consumers.add(Consumer(other.name, axis))
+
+    # --- result ----------------------------------------------------------------------------------
+
+    def wiring(self) -> Wiring:
+        """Everything seen so far, with consumers that serve others too turned into reasons."""
+        for norm in self.norms.values():
+            for consumer in sorted(norm.consumers, key=lambda c: c.param):
+                if consumer.param in self._other_uses:
+                    use = self._other_uses[consumer.param]
+                    what = "the token embedding" if use == "embedding" else f"an operation ({use})"
+                    norm.block(f"{consumer.param} is shared with {what}, which must not change")
+                elif self._param_uses[consumer.param] != {(consumer.axis, norm.gain)}:
+                    norm.block(f"{consumer.param} also reads something that is not this norm's output")
+            for name in (norm.gain, norm.bias):
+                if name is not None and (name in self._other_uses or name in self._param_uses):
+                    norm.block(f"{name} is used outside the norm")
+            if norm.bias is not None:
+                shared = [c.param for c in norm.consumers if self.bias_slots.get(c.param) in self._other_uses]
+                for param in shared:
+                    norm.block(f"the bias of {param} is used elsewhere too")
+        return Wiring(list(self.norms.values()), self.unmeasured, self.bias_slots)
+
+
+def trace(model: nn.Module, **inputs: torch.Tensor) -> Wiring:
+    """Run `model` once on `inputs` (all on the model's device) and read its wiring."""
+    tracer = Tracer(model)
+    try:
+        with torch.no_grad(), tracer:
+            model(**inputs, use_cache=False)
+    finally:
+        tracer.close()
+    return tracer.wiring()
