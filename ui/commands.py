@@ -1,0 +1,232 @@
+"""What each command does; `ui.cli` has parsed its arguments. Each returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.api import Service
+from service.jobs import Job, State
+from service.settings import Settings
+from tricks import TRICKS, BadInput, Plan
+from ui.cli import BAD, DONE, NO
+from ui.follow import follow
+from ui.progress import Progress, note, say
+from ui.stack import has_workers, processes, queue_service
+from ui.text import ago, count, duration, evidence_text, group_places, one_line, proof_line, savings_rows
+
+if TYPE_CHECKING:  # evals brings torch
+    from evals import Evidence
+
+Say = Callable[[Any], None]
+
+
+@contextmanager
+def _answer(as_json: bool) -> Iterator[Say]:
+    """Yields how to say the answer: text for people, or the one JSON document on stdout.
+
+    With `--json`, whatever a library prints on stdout meanwhile goes to stderr, so that scripts can parse.
+    """
+    if not as_json:
+        yield say
+        return
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    said: list[Any] = []
+    try:
+        yield said.append
+    finally:
+        sys.stdout.flush()
+        os.dup2(real, 1)
+        os.close(real)
+    for document in said:
+        say(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Show a plan."""
+    with _answer(args.json) as answer:
+        made = Service(Settings.from_env()).plan(args.model, args.trick or sorted(TRICKS))
+        answer({**made.to_json(), "fits": made.fits} if args.json else _plan_text(made))
+    return DONE
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Convert in this process."""
+    progress = Progress(sys.stderr)
+    with _answer(args.json) as answer:
+        progress.stage("convert")
+        out = Path(args.out)
+        try:
+            made, conversion = Service(Settings.from_env()).convert(args.model, out, args.trick, progress)
+        except BaseException:
+            progress.end("✕")
+            raise
+        progress.end()
+        if args.json:
+            moved = {"bytes_read": conversion.bytes_read, "bytes_written": conversion.bytes_written}
+            answer({"out": str(out), "plan": made.to_json(), "files": conversion.files, **moved})
+        else:
+            fitting = sum(place.fits for place in made.places)
+            answer(
+                f"{count(fitting, 'place')} changed, {count(len(conversion.files), 'file')} written to {out}"
+            )
+            answer(f"Not verified yet: tricksmith verify {one_line(args.model)} {one_line(str(out))}")
+    return DONE
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Compare two models."""
+    progress = Progress(sys.stderr)
+    with _answer(args.json) as answer:
+        progress.stage("verify")
+        try:
+            evidence = Service(Settings.from_env()).verify(args.source, args.converted, args.task, progress)
+        except BaseException:
+            progress.end("✕")
+            raise
+        progress.end()
+        answer(evidence.to_json() if args.json else evidence_text(evidence))
+    return DONE if evidence.verdict.publishable else NO
+
+
+def submit(args: argparse.Namespace) -> int:
+    """Queue a job, and with --wait follow it to its end."""
+    with _answer(args.json) as answer, queue_service() as (service, settings):
+        served = has_workers(settings)
+        if not served and not args.wait:
+            raise BadInput(
+                "no worker is running; start `tricksmith serve` in another terminal, or add --wait"
+            )
+        job = service.submit(args.model, args.trick, args.to, pr=args.pr, private=args.private)
+        if args.wait and not served:
+            note("no worker is running: starting Redis and a worker for this command")
+            with processes(settings):
+                job = _wait(service, job)
+        elif args.wait:
+            job = _wait(service, job)
+        evidence = service.evidence(job.id)
+        if args.json:
+            answer(job.to_json())
+        else:
+            answer(_job_text(job, evidence))
+    return _code(job) if args.wait else DONE
+
+
+def _wait(service: Service, job: Job) -> Job:
+    try:
+        return follow(service, job.id, Progress(sys.stderr))
+    except KeyboardInterrupt:
+        note(f"\nno longer waiting; job {job.id} is kept: tricksmith status|cancel {job.id}")
+        raise
+
+
+def _code(job: Job) -> int:
+    return {State.PUBLISHED: DONE, State.REJECTED: NO, State.CANCELLED: NO}.get(job.state, BAD)
+
+
+def jobs(args: argparse.Namespace) -> int:
+    """List the latest jobs."""
+    with _answer(args.json) as answer, queue_service() as (service, _):
+        found = service.jobs(limit=args.limit)
+        if args.json:
+            answer([job.to_json() for job in found])
+        elif not found:
+            answer("no jobs yet")
+        for job in [] if args.json else found:
+            what = (
+                f"{job.state:<10} {job.stage or '' if job.state is State.RUNNING else job.verdict or '':<14}"
+            )
+            answer(one_line(f"{job.id}  {what} {ago(time.time() - job.created):<16} {job.model} → {job.to}"))
+    return DONE
+
+
+def status(args: argparse.Namespace) -> int:
+    """Show one job."""
+    with _answer(args.json) as answer, queue_service() as (service, _):
+        job = service.job(args.id)
+        answer(job.to_json() if args.json else _job_text(job, service.evidence(job.id)))
+    return DONE
+
+
+def cancel(args: argparse.Namespace) -> int:
+    """Ask a job to stop."""
+    return _change(args, Service.cancel)
+
+
+def retry(args: argparse.Namespace) -> int:
+    """Queue a job again."""
+    return _change(args, Service.retry)
+
+
+def _change(args: argparse.Namespace, action: Callable[[Service, str], Job]) -> int:
+    with _answer(args.json) as answer, queue_service() as (service, _):
+        job = action(service, args.id)
+        answer(job.to_json() if args.json else _job_text(job, None))
+    return DONE
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Run the web page, the queue and workers until a signal comes."""
+    from ui.serve import serve as run
+
+    return run(args.host, args.port, args.workers)
+
+
+def worker(args: argparse.Namespace) -> int:
+    """Run one worker until a signal comes."""
+    import logging
+
+    from workers.main import run_worker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings.from_env()
+    return run_worker(settings, args.queue) if args.queue else run_worker(settings)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    function.__name__: function
+    for function in (plan, convert, verify, submit, jobs, status, cancel, retry, serve, worker)
+}
+
+
+def _plan_text(made: Plan) -> str:
+    groups = group_places(made.places)
+    fitting = sum(group.size for group in groups if group.fits)
+    kind = "lossless" if made.lossless else "approximate"
+    lines = [
+        one_line(f"{made.model} ({made.architecture}): {', '.join(map(str, made.tricks))}, {kind}"),
+        f"{fitting:,} of {count(len(made.places), 'place')} will change; {proof_line(made)}",
+        *(f"  {name}: {value}" for name, value in savings_rows(made)),
+    ]
+    for group in groups:
+        times = f" (x{group.size})" if group.size > 1 else ""
+        lines.append("")
+        lines.append(one_line(f"{'✓' if group.fits else '✗'} {group.trick}  {group.where}{times}"))
+        lines.append(f"  {one_line(group.detail)}")
+    return "\n".join(lines)
+
+
+def _job_text(job: Job, evidence: Evidence | None) -> str:
+    stage = f", {job.stage}" if job.stage and not job.state.final else ""
+    lines = [
+        f"Job {job.id}: {job.state}{stage}",
+        f"  {one_line(job.model)} → {one_line(job.to)}, {', '.join(job.tricks)}",
+    ]
+    if job.started and job.finished:
+        lines.append(f"  took {duration(job.finished - job.started)}")
+    if job.reason:
+        lines.append(f"  {one_line(job.reason)}")
+    if evidence:
+        lines.append(evidence_text(evidence))
+    if job.result:
+        lines.append(f"Published: {one_line(job.result)}")
+    return "\n".join(lines)

@@ -1,0 +1,42 @@
+"""How the pages look: Gradio's Soft theme in our colours, on fonts that every system has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+_TEAL = gr.themes.Color(
+    name="teal",
+    c50="#f0fafa",
+    c100="#d5f1f0",
+    c200="#abe2e0",
+    c300="#76cbc9",
+    c400="#43adab",
+    c500="#238f8e",
+    c600="#127373",
+    c700="#125d5e",
+    c800="#134a4c",
+    c900="#143e40",
+    c950="#062527",
+)
+
+THEME = gr.themes.Soft(
+    primary_hue=_TEAL,
+    secondary_hue=gr.themes.colors.amber,
+    neutral_hue=gr.themes.colors.slate,
+    font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"],
+    font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace"],
+    radius_size=gr.themes.sizes.radius_md,
+).set(
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_500",
+    button_primary_text_color="white",
+    button_primary_text_color_dark="white",
+    checkbox_background_color_selected="*primary_600",
+    block_title_text_weight="600",
+)
+
+CSS = (Path(__file__).parent.parent / "style.css").read_text(encoding="utf-8")

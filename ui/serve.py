@@ -1,0 +1,69 @@
+"""`tricksmith serve`: Redis, workers and the web page in one command, stopped together."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.api import Service
+from service.settings import Settings
+from ui.cli import DONE
+from ui.pages.guard import is_loopback
+from ui.progress import note, say
+from ui.stack import log_file, processes, queue_service
+
+
+def serve(host: str, port: int, workers: int) -> int:
+    """Run until SIGINT or SIGTERM; returns the exit code."""
+    stop = threading.Event()
+    roles = ["worker"] * workers + ["beat"] * bool(workers)
+    with (
+        _signals(stop),
+        queue_service() as (service, settings),
+        _page(service, host, port),
+        processes(settings, roles),
+    ):
+        _greet(settings, host, port, workers)
+        stop.wait()
+        note("stopping; a running job goes on at its stage when you start again")
+    return DONE
+
+
+@contextmanager
+def _page(service: Service, host: str, port: int) -> Iterator[None]:
+    # Gradio takes seconds to import, and nothing but this command needs it.
+    from ui import web
+
+    app = web.launch(service, host, port)
+    try:
+        yield
+    finally:
+        app.close(verbose=False)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Set `stop` on SIGINT and SIGTERM: everything is then left through its `with`."""
+    former = {
+        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _greet(settings: Settings, host: str, port: int, workers: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    say(f"Tricksmith is at http://{shown}:{port} (Ctrl-C stops it)")
+    note(f"jobs and data: {settings.data}; what the workers do: {log_file(settings)}")
+    if workers == 0:
+        note("no worker runs here: jobs wait for `tricksmith worker`")
+    if not is_loopback(host):
+        note(
+            f"whoever reaches {host}:{port} can submit jobs with this machine's Hub token, "
+            "but cannot name folders of this machine"
+        )

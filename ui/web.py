@@ -1,0 +1,52 @@
+"""The web pages as one Gradio app: `/` the form, `/job?id=...` one job, `/jobs` the latest ones."""
+
+from __future__ import annotations
+
+import os
+
+# Before Gradio is imported: nothing of a user's work goes to anybody unasked.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+
+from service.api import Service
+from tricks import BadInput
+from ui.pages import form, job, jobs
+from ui.pages.guard import is_loopback
+from ui.pages.theme import CSS, THEME
+
+
+def build(service: Service, *, folders: bool) -> gr.Blocks:
+    """All pages. `folders`: whether visitors may name paths of this machine."""
+    with gr.Blocks(title="Tricksmith", analytics_enabled=False) as app:
+        gr.Navbar(main_page_name="Convert")
+        form.build(service, folders=folders)
+    with app.route("Jobs", "/jobs") as page:
+        jobs.build(page, service)
+    with app.route("Job", "/job", show_in_navbar=False) as page:
+        job.build(page, service)
+    return app
+
+
+def launch(service: Service, host: str, port: int) -> gr.Blocks:
+    """Serve the pages from a thread of this process; returns the app, to be closed.
+
+    Raises:
+        BadInput: the address cannot be listened on.
+    """
+    app = build(service, folders=is_loopback(host))
+    try:
+        app.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            theme=THEME,
+            css=CSS,
+            footer_links=[],
+            ssr_mode=False,
+        )
+    except OSError as error:
+        raise BadInput(f"cannot listen on {host}:{port} ({error}); choose another --port or --host") from None
+    return app
