@@ -4,7 +4,8 @@ from tricks.checkpoint import Checkpoint, TensorInfo, checkpoint_from_headers, r
 from tricks.convert import Conversion, convert
 from tricks.errors import BadInput, Cancelled, TricksmithError
 from tricks.place import Place
-from tricks.plan import Plan, make_plan
+from tricks.plan import Plan
+from tricks.planning import make_plan
 from tricks.progress import Report, silent
 from tricks.recipe import TRICKS, Trick, parse_trick
 

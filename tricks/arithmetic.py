@@ -35,7 +35,8 @@ def scale_rows(rows: torch.Tensor, factor_along: torch.Tensor, axis: int, workin
     """`rows` times `factor_along` (1-D, broadcast along `axis`), rounded once to the dtype of `rows`."""
     shape = [1] * rows.ndim
     shape[axis] = -1
-    return rows.to(working).mul_(factor_along.to(working).view(shape)).to(rows.dtype)
+    # A copy even where the dtype stays: the rows are a read-only view of the source file.
+    return rows.to(working, copy=True).mul_(factor_along.to(working).view(shape)).to(rows.dtype)
 
 
 def contract(weight: torch.Tensor, vector: torch.Tensor, axis: int) -> torch.Tensor:

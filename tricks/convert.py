@@ -164,7 +164,7 @@ class _Work:
             working = working_dtype(rows.dtype, *factors)
             for edit, along in zip(scales, factors, strict=True):
                 part = along[first : first + rows.shape[0]] if edit.axis == 0 else along
-                result = scale_rows(result if result is not rows else rows, part, edit.axis, working)
+                result = scale_rows(result, part, edit.axis, working)
         if rows.dtype is torch.float16 and not torch.isfinite(result).all() and torch.isfinite(rows).all():
             raise BadInput(
                 f"{tensor.name} would overflow float16 once its norm's gain is folded in; "

@@ -48,7 +48,7 @@ def read_config(config: dict[str, Any], name: str) -> PretrainedConfig:
         fields = {key: value for key, value in config.items() if key != "model_type"}
         return AutoConfig.for_model(model_type, **copy.deepcopy(fields))
     except Exception as error:
-        raise BadInput(f"{name}: config.json is not valid for {model_type}: {_first_line(error)}") from error
+        raise BadInput(f"{name}: config.json is not valid for {model_type}: {first_line(error)}") from error
 
 
 def build(config: PretrainedConfig, device: str, dtype: torch.dtype) -> nn.Module:
@@ -65,7 +65,7 @@ def build(config: PretrainedConfig, device: str, dtype: torch.dtype) -> nn.Modul
             warnings.simplefilter("ignore")
             model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
     except Exception as error:
-        raise BadInput(f"{config.model_type} cannot be built from this config: {_first_line(error)}") from error
+        raise BadInput(f"{config.model_type} cannot be built from this config: {first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(level)
     return model.eval()
@@ -80,7 +80,7 @@ def read_wiring(model: nn.Module) -> Wiring:
     device = next(model.parameters()).device
     # Sizes that no model dimension equals, so that no axis is taken for another.
     ids = torch.zeros((3, 7), dtype=torch.long, device=device)
-    _spread_experts(model)
+    spread_experts(model)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -89,13 +89,13 @@ def read_wiring(model: nn.Module) -> Wiring:
             return trace(model, input_ids=ids)
     except Exception as error:
         raise BadInput(
-            f"{type(model).__name__} cannot be run without weights ({_first_line(error)}), so its wiring is unknown"
+            f"{type(model).__name__} cannot be run without weights ({first_line(error)}), so its wiring is unknown"
         ) from error
     finally:
         transformers_logging.set_verbosity(level)
 
 
-def _spread_experts(model: nn.Module) -> None:
+def spread_experts(model: nn.Module) -> None:
     """Let mixture-of-experts layers compute all chosen experts as one batched product.
 
     The default dispatch loops over the experts that were hit, which depends on data that is not there.
@@ -107,6 +107,7 @@ def _spread_experts(model: nn.Module) -> None:
             return
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error, for messages of one line."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
-from tricks.checkpoint import Checkpoint
 from tricks.edits import Edit, edit_from_json, edit_to_json
-from tricks.errors import BadInput
-from tricks.flashnorm import plan_flashnorm
-from tricks.model import build, read_config, read_wiring
 from tricks.place import Place
-from tricks.progress import Report, silent
 from tricks.recipe import Trick, parse_trick
 
 
@@ -67,46 +59,3 @@ class Plan:
             proof=data["proof"],
             lossless=data["lossless"],
         )
-
-
-def make_plan(checkpoint: Checkpoint, tricks: Sequence[Trick], report: Report = silent) -> Plan:
-    """Plan `tricks` for a checkpoint from its config and headers alone, and prove the plan.
-
-    Raises:
-        BadInput: no tricks, a trick twice, a model that cannot be planned (see `model.read_config`), or a
-            plan that failed its own proof.
-    """
-    from tricks.proof import prove
-
-    if not tricks:
-        raise BadInput("no trick was asked for; add one, for example --trick flashnorm")
-    if len({trick.name for trick in tricks}) != len(tricks):
-        raise BadInput("a trick is named twice; name each trick once")
-    report("steps", 0, 2)
-    plan = draft_plan(checkpoint, tricks)
-    report("steps", 1, 2)
-    if plan.fits:
-        plan = prove(plan, checkpoint.config)
-    report("steps", 2, 2)
-    return plan
-
-
-def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
-    """A plan without its proof."""
-    config = read_config(checkpoint.config, checkpoint.name)
-    model = build(config, "meta", torch.float32)
-    wiring = read_wiring(model)
-    fold = plan_flashnorm(model, wiring, checkpoint)
-    return Plan(
-        model=checkpoint.name,
-        architecture=type(model).__name__,
-        tricks=tuple(tricks),
-        places=tuple(fold.places),
-        edits=tuple(fold.edits),
-        savings={
-            "norms": len(fold.places),
-            "norms_folded": sum(place.fits for place in fold.places),
-            "gain_elements_folded": fold.gain_elements,
-            "weight_bytes_saved": 0,
-        },
-    )
