@@ -1,0 +1,1 @@
+"""The small trained model of this repository and its recipe: corpus, training, evaluation."""
