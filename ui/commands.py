@@ -55,7 +55,7 @@ def plan(args: argparse.Namespace) -> int:
     """Show a plan."""
     with _answer(args.json) as answer:
         made = Service(Settings.from_env()).plan(args.model, args.trick or sorted(TRICKS))
-        answer({**made.to_json(), "fits": made.fits} if args.json else _plan_text(made))
+        answer(made.to_json() if args.json else _plan_text(made))
     return DONE
 
 

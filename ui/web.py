@@ -8,6 +8,7 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
+from gradio.components import Navbar
 
 from service.api import Service
 from tricks import BadInput
@@ -18,8 +19,9 @@ from ui.pages.theme import CSS, THEME
 
 def build(service: Service, *, folders: bool) -> gr.Blocks:
     """All pages. `folders`: whether visitors may name paths of this machine."""
-    with gr.Blocks(title="Tricksmith", analytics_enabled=False) as app:
-        gr.Navbar(main_page_name="Convert")
+    app: gr.Blocks = gr.Blocks(title="Tricksmith", analytics_enabled=False)
+    with app:
+        Navbar(main_page_name="Convert")
         form.build(service, folders=folders)
     with app.route("Jobs", "/jobs") as page:
         jobs.build(page, service)

@@ -16,6 +16,7 @@ _EMPTY = (
     "Name a model and choose tricks. “Show plan” reads its config and headers only: no weight is downloaded."
 )
 _STALE = "The request has changed. “Show plan” again to see what it would do now."
+_OURS = "something broke on our side; what you typed is kept: try again, or see the server's log"
 _GO = "(id) => { if (id) window.location.assign('job?id=' + encodeURIComponent(id)); }"
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ class Handlers:
             plan = self.service.plan(model, tricks)
         except TricksmithError as error:
             return "", parts.problem(str(error)), gr.update(interactive=False)
+        except Exception:
+            log.exception("planning %r failed", model)
+            return "", parts.problem(_OURS), gr.update(interactive=False)
         return parts.plan_view(plan), "", gr.update(interactive=plan.fits)
 
     def submit(self, model: str, tricks: list[str], to: str, pr: bool, private: bool) -> tuple[str, str]:
@@ -48,6 +52,9 @@ class Handlers:
             return self.service.submit(model, tricks, to.strip(), pr=pr, private=private).id, ""
         except TricksmithError as error:
             return "", parts.problem(str(error))
+        except Exception:
+            log.exception("submitting %r failed", model)
+            return "", parts.problem(_OURS)
 
 
 def _asked(model: str, tricks: list[str]) -> tuple[str, list[str]]:
@@ -92,26 +99,25 @@ def build(service: Service, *, folders: bool) -> None:
         with gr.Column(scale=3, min_width=320):
             plan = gr.HTML(parts.hint(_EMPTY), elem_id="plan")
 
-    asked = [model, tricks]
     gr.on(
         [show.click, model.submit],
         on.show_plan,
-        asked,
+        [model, tricks],
         [plan, problem, submit],
         show_progress_on=plan,
         concurrency_limit=2,
         api_visibility="private",
     )
-    for field in asked:
-        # A plan that is not of this request must not stand beside an open button.
-        field.input(
-            lambda: (parts.hint(_STALE), gr.update(interactive=False)),
-            None,
-            [plan, submit],
-            show_progress="hidden",
-            queue=False,
-            api_visibility="private",
-        )
+    # A plan that is not of this request must not stand beside an open button.
+    gr.on(
+        [model.input, tricks.input],
+        lambda: (parts.hint(_STALE), gr.update(interactive=False)),
+        None,
+        [plan, submit],
+        show_progress="hidden",
+        queue=False,
+        api_visibility="private",
+    )
     submit.click(
         on.submit,
         [model, tricks, to, pr, private],

@@ -163,12 +163,15 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
         return ""
     good = evidence.verdict.publishable
     reasons = "".join(f"<li>{esc(reason)}</li>" for reason in evidence.reasons)
-    tiles = "".join(_tile(name, value) for name, value in evidence.headline())
+    figures = "".join(
+        f'<tr><th scope="row">{esc(name)}</th><td>{esc(value)}</td></tr>'
+        for name, value in evidence.headline()
+    )
     where = f'<p class="ts-where">Published: {_link(job.result)}</p>' if job.result else ""
     return (
         f'<section class="ts-verdict {"ts-yes" if good else "ts-no"}">'
         f"<h2>{'✓' if good else '✕'} {esc(evidence.verdict)}</h2>"
-        f'<ul>{reasons}</ul><div class="ts-tiles">{tiles}</div>{where}</section>'
+        f'<ul>{reasons}</ul><table class="ts-figures"><tbody>{figures}</tbody></table>{where}</section>'
     )
 
 
