@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from evals import Evidence, Verdict
+from service.card import render_card
+from service.manifest import build_manifest, file_digests, write_manifest
+from service.source import Source
+from tricks import Conversion, Place, Plan, parse_trick
+
+EQUIVALENT = Evidence(verdict=Verdict.EQUIVALENT, notes=("measured in a test",))
 
 CARD = """---
 license: other
@@ -75,3 +85,31 @@ def write_model(folder: Path, *, shards: int = 2, hidden: int = 96, layers: int 
     for unwanted in ("pytorch_model.bin", "model.gguf", "modeling_x.py", "training_args.bin"):
         (folder / unwanted).write_bytes(b"not for us")
     return folder
+
+
+def convert_by_copy(source: Source, out: Path, *, trick: str = "flashnorm") -> dict[str, Any]:
+    """A finished conversion whose weights are the source's: what publishing needs to see. Returns its manifest."""
+    assert source.folder is not None
+    out.mkdir(parents=True)
+    for file in source.files:
+        shutil.copyfile(Path(source.folder) / file.name, out / file.name)
+    plan = Plan(
+        model=source.model,
+        architecture="LlamaForCausalLM",
+        tricks=(parse_trick(trick),),
+        places=(
+            Place(
+                "flashnorm", "model.layers.0.input_layernorm", True, "gain folded into q_proj, k_proj, v_proj"
+            ),
+            Place(
+                "flashnorm", "model.layers.1.input_layernorm", True, "gain folded into q_proj, k_proj, v_proj"
+            ),
+            Place("flashnorm", "model.norm", False, "the head is tied to the embedding"),
+        ),
+        proof=3e-15,
+    )
+    conversion = Conversion(file_digests(out, [file.name for file in source.files]), 0, 0)
+    manifest = build_manifest(source, plan, conversion, Path(source.folder))
+    write_manifest(out, manifest)
+    (out / "README.md").write_text(render_card(source, plan, EQUIVALENT, manifest))
+    return manifest

@@ -1,0 +1,139 @@
+"""The manifest, `conversion.json`: what was made of what, by what, with every file's digest.
+
+It says nothing about the machine beyond its kind: no paths, no names. Its digest leaves out the time, so that
+the same conversion made twice is known to be the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from service.source import Source
+from tricks import BadInput, Conversion, Plan
+
+MANIFEST = "conversion.json"
+SCHEMA = 1
+TOOL = "tricksmith"
+
+_PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub")
+_TIMES = frozenset({"created"})
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def build_manifest(source: Source, plan: Plan, conversion: Conversion, source_folder: Path) -> dict[str, Any]:
+    """Describe a conversion of the files in `source_folder`, whose SHA-256 are taken here.
+
+    A digest that the Hub announced is taken over: `fetch` has checked the file against it.
+    """
+    unknown = [file.name for file in source.files if file.sha256 is None]
+    read = file_digests(source_folder, unknown)
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": TOOL, "version": _version(TOOL)},
+        "versions": {
+            **{package: _version(package) for package in _PACKAGES},
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": {
+            "id": source.model,
+            "kind": "folder" if source.folder is not None else "hub",
+            "commit": source.commit,
+            "files": {file.name: file.sha256 or read[file.name] for file in source.files},
+        },
+        "recipe": [str(trick) for trick in plan.tricks],
+        "architecture": plan.architecture,
+        "lossless": plan.lossless,
+        "proof": plan.proof,
+        "files": dict(sorted(conversion.files.items())),
+    }
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the manifest's canonical JSON without its times."""
+    kept = {key: value for key, value in manifest.items() if key not in _TIMES}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write `conversion.json` whole or not at all."""
+    part = folder / f".{MANIFEST}.part"
+    with part.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder that Tricksmith made; None for any other folder."""
+    path = folder / MANIFEST
+    return parse_manifest(path.read_bytes()) if path.is_file() else None
+
+
+def parse_manifest(data: bytes) -> dict[str, Any] | None:
+    """The manifest that `data` holds, None where it is not one of ours. Its names stay in their folder."""
+    try:
+        manifest = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        return None
+    tool, files = manifest.get("tool"), manifest.get("files")
+    if not isinstance(tool, dict) or tool.get("name") != TOOL or not isinstance(files, dict):
+        return None
+    if not all(_is_plain(name) and _SHA256.fullmatch(str(value)) for name, value in files.items()):
+        return None
+    return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Hold a converted folder to its manifest.
+
+    Raises:
+        BadInput: a file is missing or has other bytes than were converted.
+    """
+    files: dict[str, str] = manifest["files"]
+    for name, found in file_digests(folder, files).items():
+        if found != files[name]:
+            raise BadInput(f"{name} is not the file that was converted; convert again")
+
+
+def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> SHA-256 (hex) of files in `folder`, several at a time (hashing leaves the interpreter free)."""
+    names = list(names)
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise BadInput(f"{path.name} is missing; convert again") from error
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file name stays inside its folder."""
+    parts = name.split("/")
+    return bool(name) and "\\" not in name and not any(part in ("", ".", "..") for part in parts)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return None
