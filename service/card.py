@@ -153,7 +153,7 @@ def _metadata(source: Source, plan: Plan) -> ModelCardData:
     """The front matter: what stays true of the source, and nothing of its scores.
 
     `base_model_relation` is left out on purpose: the Hub knows `adapter`, `merge`, `quantized` and
-    `finetune`, and an equivalent model is none of them. The Hub then makes its own guess; we write no untruth.
+    `finetune`, and an equivalent model is none of them. The Hub then makes its own guess; we state nothing.
     """
     card = source.card
     licence = _matching(card.get("license"), _LICENCE)

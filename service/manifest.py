@@ -33,10 +33,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def build_manifest(source: Source, plan: Plan, conversion: Conversion, source_folder: Path) -> dict[str, Any]:
     """Describe a conversion of the files in `source_folder`, whose SHA-256 are taken here.
 
-    A digest that the Hub announced is taken over: `fetch` has checked the file against it.
+    A digest that the Hub announced is taken over: `fetch` has checked the file against it. A local folder may
+    hold more files that were copied than the source lists: they are inputs too.
     """
-    unknown = [file.name for file in source.files if file.sha256 is None]
-    read = file_digests(source_folder, unknown)
+    announced = {file.name: file.sha256 for file in source.files}
+    copied = {name for name in conversion.files if (source_folder / name).is_file()}
+    names = sorted(copied.union(announced))
+    read = file_digests(source_folder, [name for name in names if announced.get(name) is None])
     return {
         "schema": SCHEMA,
         "tool": {"name": TOOL, "version": _version(TOOL)},
@@ -50,7 +53,7 @@ def build_manifest(source: Source, plan: Plan, conversion: Conversion, source_fo
             "id": source.model,
             "kind": "folder" if source.folder is not None else "hub",
             "commit": source.commit,
-            "files": {file.name: file.sha256 or read[file.name] for file in source.files},
+            "files": {name: announced.get(name) or read[name] for name in names},
         },
         "recipe": [str(trick) for trick in plan.tricks],
         "architecture": plan.architecture,
@@ -65,16 +68,6 @@ def digest(manifest: dict[str, Any]) -> str:
     kept = {key: value for key, value in manifest.items() if key not in _TIMES}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `conversion.json` whole or not at all."""
-    part = folder / f".{MANIFEST}.part"
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ that Tricksmith did not make is never touched; publishing the same manifest twic
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,14 +19,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from service.hub import DEFAULT_ENDPOINT, TIMEOUT_S, endpoint, hub, hub_errors, is_hub_id
 from service.manifest import MANIFEST, check_files, digest, parse_manifest, read_manifest
+from service.papers import CARD, EVIDENCE, write_papers
 from service.source import Source, check_space
 from tricks import BadInput, Report, TricksmithError, silent
 
 if TYPE_CHECKING:
     from evals import Evidence
 
-CARD = "README.md"
-EVIDENCE = "evidence.json"
 UNVERIFIED = "UNVERIFIED"
 
 _CHUNK = 16 * 1024 * 1024  # bytes between two progress reports
@@ -91,30 +89,25 @@ def publish(
     manifest = read_manifest(folder)
     if manifest is None:
         raise BadInput(f"{folder} has no {MANIFEST} of Tricksmith; convert first")
-    _check_card(folder)
+    card = _verified_card(folder)
     check_files(folder, manifest)
-    _write_evidence(folder, evidence)
-    names = [*manifest["files"], CARD, MANIFEST, EVIDENCE]
+    # What is published beside the card is the evidence that let it through, and no other.
+    write_papers(folder, card=card, evidence=evidence.to_json())
+    names = sorted({*manifest["files"], CARD, MANIFEST, EVIDENCE})
     if is_folder(to):
         return _to_folder(folder, Path(to).expanduser().absolute(), names, manifest, report or silent)
     return _to_hub(folder, to, names, manifest, source, private, pr, token, report or silent)
 
 
-def _check_card(folder: Path) -> None:
-    card = folder / CARD
-    if not card.is_file():
+def _verified_card(folder: Path) -> str:
+    path = folder / CARD
+    if not path.is_file():
         raise BadInput(f"{folder} has no {CARD}; convert and verify first")
-    head = card.read_text("utf-8").split("\n---\n", 1)[-1].lstrip()
-    if UNVERIFIED in head.split("\n", 1)[0]:
-        raise NotPublishable("the card says UNVERIFIED; verify first")
-
-
-def _write_evidence(folder: Path, evidence: Evidence) -> None:
-    """What is published beside the card is the evidence that let it through, and no other."""
-    text = json.dumps(evidence.to_json(), indent=2, ensure_ascii=False) + "\n"
-    part = folder / f".{EVIDENCE}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(folder / EVIDENCE)
+    card = path.read_text("utf-8")
+    body = card.split("\n---\n", 1)[-1].lstrip()
+    if UNVERIFIED in body.split("\n", 1)[0]:
+        raise NotPublishable(f"the card says {UNVERIFIED}; verify first")
+    return card
 
 
 # folders
@@ -346,7 +339,7 @@ def _plain_errors(name: str) -> Iterator[None]:
 
 
 def _check_arrived(api: HfApi, to: str, commit: str, manifest: dict[str, Any]) -> None:
-    """Before anybody sees the repo: it holds every file of the manifest, the large ones with their digests."""
+    """Before anybody sees the repo: every file of the manifest is there, large ones with their digests."""
     with hub_errors(to, commit):
         info = api.model_info(to, revision=commit, files_metadata=True, timeout=TIMEOUT_S)
     found = {sibling.rfilename: sibling for sibling in info.siblings or []}

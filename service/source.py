@@ -34,7 +34,7 @@ SINGLE = "model.safetensors"
 
 # What comes along beside the weights: configuration, tokenizer, chat templates, licence texts.
 _WANTED = re.compile(
-    r"[^/]*\.json|tokenizer\.[^/]*|[^/]*\.model|vocab\.[^/]*|merges\.txt|[^/]*\.jinja|chat_template[^/]*"
+    r"[^/]*\.json|tokenizer\.[^/]*|[^/]*\.(?:model|spm|tiktoken)|vocab\.[^/]*|merges\.txt|bpe\.codes|[^/]*\.jinja|chat_template[^/]*"
     r"|additional_chat_templates/[^/]*\.jinja|(?:licen[cs]e|copying|notice|use_policy)[^/]*",
     re.IGNORECASE,
 )
@@ -334,10 +334,23 @@ def _front_matter(readme: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys stand once: a tensor named twice would silently be the later one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise BadInput(f"{next(key for key in names if names.count(key) > 1)!r} stands twice")
+    return found
+
+
 def _parse_json(data: bytes, what: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(data)
-    except ValueError as error:
+        parsed = json.loads(data, object_pairs_hook=_once)
+    except BadInput as error:
+        raise BadInput(
+            f"in {what} {error}; the model is broken, choose another or tell its author"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise BadInput(
             f"{what} is not JSON; the model is broken, choose another or tell its author"
         ) from error

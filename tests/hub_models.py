@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from evals import Evidence, Verdict
 from service.card import render_card
-from service.manifest import build_manifest, file_digests, write_manifest
+from service.manifest import build_manifest, file_digests
+from service.papers import write_papers
 from service.source import Source
 from tricks import Conversion, Place, Plan, parse_trick
 
@@ -88,7 +89,7 @@ def write_model(folder: Path, *, shards: int = 2, hidden: int = 96, layers: int 
 
 
 def convert_by_copy(source: Source, out: Path, *, trick: str = "flashnorm") -> dict[str, Any]:
-    """A finished conversion whose weights are the source's: what publishing needs to see. Returns its manifest."""
+    """A finished conversion whose weights are the source's: all that publishing sees. Returns its manifest."""
     assert source.folder is not None
     out.mkdir(parents=True)
     for file in source.files:
@@ -110,6 +111,5 @@ def convert_by_copy(source: Source, out: Path, *, trick: str = "flashnorm") -> d
     )
     conversion = Conversion(file_digests(out, [file.name for file in source.files]), 0, 0)
     manifest = build_manifest(source, plan, conversion, Path(source.folder))
-    write_manifest(out, manifest)
-    (out / "README.md").write_text(render_card(source, plan, EQUIVALENT, manifest))
+    write_papers(out, manifest=manifest, card=render_card(source, plan, EQUIVALENT, manifest))
     return manifest

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from service.manifest import MANIFEST, check_files, digest, parse_manifest, read_manifest
+from service.manifest import (
+    MANIFEST,
+    build_manifest,
+    check_files,
+    digest,
+    file_digests,
+    parse_manifest,
+    read_manifest,
+)
 from service.source import fetch, resolve
 from tests.hub_models import convert_by_copy, write_model
 from tests.hub_server import HubServer
@@ -38,8 +46,6 @@ def test_no_path_of_the_machine_is_in_it(tmp_path: Path) -> None:
 
 
 def test_of_a_hub_source_it_has_the_commit_and_digests(hub: HubServer, tmp_path: Path) -> None:
-    from service.manifest import build_manifest, file_digests
-
     folder = write_model(tmp_path / "tiny")
     hub.add_model("forge/tiny", folder)
     source = resolve("forge/tiny")

@@ -196,6 +196,21 @@ def _bad_index(hub: HubServer) -> None:
     hub.add_model("forge/x", {"config.json": b"{}", "model.safetensors.index.json": b"[1]"})
 
 
+def _tensor_twice(hub: HubServer) -> None:
+    index = b'{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}'
+    hub.add_model("forge/x", {"config.json": b"{}", "model.safetensors.index.json": index})
+
+
+def _index_outside(hub: HubServer) -> None:
+    index = b'{"weight_map": {"a": "../x.safetensors"}}'
+    hub.add_model("forge/x", {"config.json": b"{}", "model.safetensors.index.json": index})
+
+
+def _index_of_missing(hub: HubServer) -> None:
+    index = b'{"weight_map": {"a": "x.safetensors"}}'
+    hub.add_model("forge/x", {"config.json": b"{}", "model.safetensors.index.json": index})
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -206,13 +221,16 @@ def _bad_index(hub: HubServer) -> None:
         (_disabled, "disabled on the Hub"),
         (_unsafe, "scanners call model.safetensors of forge/x unsafe"),
         (_bad_index, "is not a JSON object"),
+        (_tensor_twice, "'a' stands twice"),
+        (_index_outside, "outside the model's folder"),
+        (_index_of_missing, "model.safetensors.index.json"),
     ],
 )
 def test_a_hub_model_that_will_not_do(hub: HubServer, prepare: object, message: str) -> None:
     if callable(prepare):
         prepare(hub)
     with pytest.raises(BadInput, match=message) as caught:
-        resolve("forge/x")
+        read_headers(resolve("forge/x"))
     assert "\n" not in str(caught.value)
 
 
@@ -275,7 +293,8 @@ def test_a_wrong_token_is_said_and_not_shown(hub: HubServer) -> None:
 @pytest.mark.parametrize(
     "name",
     ["../evil.json", "sub/config.json", "model.py", "tokenizer.py", "vocab.pkl",
-     "pytorch_model.bin.index.json", "other.safetensors", "conversion.json", "evidence.json", "/etc/tokenizer.json"],
+     "pytorch_model.bin.index.json",
+     "other.safetensors", "conversion.json", "evidence.json", "/etc/tokenizer.json"],
 )  # fmt: skip
 def test_files_that_stay_on_the_hub(name: str) -> None:
     assert needed_files([name, "model.safetensors"], None) == ["model.safetensors"]
