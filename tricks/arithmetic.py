@@ -31,7 +31,9 @@ def _is_half(values: torch.Tensor) -> bool:
     )
 
 
-def scale_rows(rows: torch.Tensor, factor_along: torch.Tensor, axis: int, working: torch.dtype) -> torch.Tensor:
+def scale_rows(
+    rows: torch.Tensor, factor_along: torch.Tensor, axis: int, working: torch.dtype
+) -> torch.Tensor:
     """`rows` times `factor_along` (1-D, broadcast along `axis`), rounded once to the dtype of `rows`."""
     shape = [1] * rows.ndim
     shape[axis] = -1
@@ -41,4 +43,5 @@ def scale_rows(rows: torch.Tensor, factor_along: torch.Tensor, axis: int, workin
 
 def contract(weight: torch.Tensor, vector: torch.Tensor, axis: int) -> torch.Tensor:
     """Sum over `axis` of weight times vector, in float64."""
-    return torch.tensordot(weight.double(), vector.double(), dims=([axis], [0]))
+    result: torch.Tensor = torch.tensordot(weight.double(), vector.double(), dims=([axis], [0]))
+    return result

@@ -106,19 +106,28 @@ def check_header(
             shape = tuple(entry["shape"])
             begin, end = entry["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(f"{where} describes {key!r} in a way safetensors does not; download it again") from error
+            raise BadInput(
+                f"{where} describes {key!r} in a way safetensors does not; download it again"
+            ) from error
         if dtype not in WIDTHS:
-            raise BadInput(f"{where} stores {key!r} as {dtype}, which cannot be converted; use a float checkpoint")
+            raise BadInput(
+                f"{where} stores {key!r} as {dtype}, which cannot be converted; use a float checkpoint"
+            )
         sizes = (*shape, begin, end)
         if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in sizes):
             raise BadInput(f"{where} gives {key!r} an impossible shape or place; download it again")
         if end - begin != WIDTHS[dtype] * math.prod(shape):
-            raise BadInput(f"{where} gives {key!r} {end - begin} bytes, but its shape needs another number; download it again")
+            raise BadInput(
+                f"{where} gives {key!r} {end - begin} bytes, which is not what its shape needs; "
+                "download it again"
+            )
         tensors[key] = TensorInfo(key, file, dtype, shape, begin, end)
     place = 0
     for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
         if tensor.begin != place:
-            raise BadInput(f"{where} has tensors that overlap or leave holes (at {tensor.name!r}); download it again")
+            raise BadInput(
+                f"{where} has tensors that overlap or leave holes (at {tensor.name!r}); download it again"
+            )
         place = tensor.end
     if data_bytes is not None and place != data_bytes:
         wrong = "is cut short" if data_bytes < place else "has bytes that belong to no tensor"
@@ -145,23 +154,33 @@ def checkpoint_from_headers(
     Raises:
         BadInput: the files, headers and index do not fit together.
     """
-    parts = {file: check_header(headers[file], (data_bytes or {}).get(file), file, name) for file in sorted(headers)}
+    parts = {
+        file: check_header(headers[file], (data_bytes or {}).get(file), file, name)
+        for file in sorted(headers)
+    }
     return _join(config, parts, index, name)
 
 
 def _join(
-    config: dict[str, Any], parts: Mapping[str, dict[str, TensorInfo]], index: dict[str, Any] | None, name: str
+    config: dict[str, Any],
+    parts: Mapping[str, dict[str, TensorInfo]],
+    index: dict[str, Any] | None,
+    name: str,
 ) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     for file, part in parts.items():
         for key, tensor in part.items():
             if key in tensors:
-                raise BadInput(f"{name}: tensor {key!r} stands in both {tensors[key].file} and {file}; keep one")
+                raise BadInput(
+                    f"{name}: tensor {key!r} stands in both {tensors[key].file} and {file}; keep one"
+                )
             tensors[key] = tensor
     if index is not None:
         for key, file in weight_map(index, name).items():
             if key not in tensors or tensors[key].file != file:
-                raise BadInput(f"{name}: {INDEX} says {key!r} is in {file}, but it is not; download the model again")
+                raise BadInput(
+                    f"{name}: {INDEX} says {key!r} is in {file}, but it is not; download the model again"
+                )
     if not tensors:
         raise BadInput(f"{name} holds no tensors; choose a checkpoint with weights")
     return Checkpoint(name, config, tensors, tuple(parts), INDEX if index is not None else None)
@@ -179,7 +198,9 @@ def weight_map(index: Any, name: str) -> dict[str, str]:
     for file in entries.values():
         plain = isinstance(file, str) and Path(file).name == file and "\\" not in file and "\0" not in file
         if not plain or file in (".", ".."):
-            raise BadInput(f"{name}: {INDEX} names {file!r}, a file outside the model's folder; it was not read")
+            raise BadInput(
+                f"{name}: {INDEX} names {file!r}, a file outside the model's folder; it was not read"
+            )
         if not file.endswith(".safetensors"):
             raise BadInput(f"{name}: {INDEX} names {file!r}, which is no safetensors file; it was not read")
     return dict(entries)
@@ -203,7 +224,9 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
     except FileNotFoundError as error:
-        raise BadInput(f"{name} has no {path.name}; give a folder or Hub id of a transformers model") from error
+        raise BadInput(
+            f"{name} has no {path.name}; give a folder or Hub id of a transformers model"
+        ) from error
     except BadInput as error:
         raise BadInput(f"{name}: in {path.name} {error}; keep one") from error
     except (OSError, ValueError) as error:

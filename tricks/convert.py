@@ -94,7 +94,9 @@ class _Work:
         for edit in edits:
             for name in self._named(edit):
                 if name not in checkpoint.tensors:
-                    raise BadInput(f"{checkpoint.name} has no tensor {name}; the plan was made for another checkpoint")
+                    raise BadInput(
+                        f"{checkpoint.name} has no tensor {name}; the plan was made for another checkpoint"
+                    )
             self.edits[edit.tensor].append(edit)
             if isinstance(edit, Scale):
                 self.factors[edit.gain, edit.offset] = factor(self._vector(edit.gain), edit.offset)
@@ -111,7 +113,8 @@ class _Work:
         values = self.view(self.checkpoint.tensors[name]).clone()
         if not torch.isfinite(values).all():
             raise BadInput(
-                f"{self.checkpoint.name}: the gain {name} holds NaN or Inf, so the model is broken; repair it first"
+                f"{self.checkpoint.name}: the gain {name} holds NaN or Inf, so the model is broken; "
+                "repair it first"
             )
         return values
 
@@ -130,8 +133,9 @@ class _Work:
         stride = (tensor.end - tensor.begin) // max(tensor.shape[0] if tensor.shape else 1, 1)
         data = self.raw(tensor, first * stride, last * stride)
         shape = (last - first, *tensor.shape[1:])
-        return torch.frombuffer(data, dtype=TORCH[tensor.dtype]).view(shape) if len(data) else torch.empty(
-            shape, dtype=TORCH[tensor.dtype]
+        dtype = TORCH[tensor.dtype]
+        return (
+            torch.frombuffer(data, dtype=dtype).view(shape) if len(data) else torch.empty(shape, dtype=dtype)
         )
 
     def pieces(self, tensor: TensorInfo) -> Iterator[memoryview]:
@@ -187,7 +191,7 @@ class _Work:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy())
+    return memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy())  # type: ignore[arg-type]
 
 
 def _write(work: _Work, source: Path, partial: Path, report: Report) -> dict[str, str]:
@@ -235,7 +239,10 @@ def _companions(source: Path, checkpoint: Checkpoint) -> list[str]:
     names = [
         path.name
         for path in source.iterdir()
-        if path.is_file() and path.suffix not in _LEFT_BEHIND and not path.name.startswith(".") and path.name not in _OWN
+        if path.is_file()
+        and path.suffix not in _LEFT_BEHIND
+        and not path.name.startswith(".")
+        and path.name not in _OWN
     ]
     return sorted(names) + ([checkpoint.index] if checkpoint.index else [])
 

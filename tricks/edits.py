@@ -18,8 +18,8 @@ class Scale:
 
 @dataclass(frozen=True)
 class Shift:
-    """Add to the bias `tensor` [k] the product of `weight` (as the source stores it) with the vector `by` [n],
-    contracted along `axis` of the weight: c* = c + W·β."""
+    """Add W·β to the bias `tensor` [k]: `weight` as the source stores it, contracted along its `axis`
+    with the vector `by` [n]."""
 
     tensor: str
     weight: str

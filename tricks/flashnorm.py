@@ -59,7 +59,9 @@ def plan_flashnorm(model: nn.Module, wiring: Wiring, checkpoint: Checkpoint) -> 
         fold.edits += edits
         fold.gain_elements += norm.size
         into = sorted({c.param.removesuffix(".weight") for c in norm.consumers})
-        fold.places.append(Place(NAME, norm.module, True, "folded into " + ", ".join(_short(into, norm.module))))
+        fold.places.append(
+            Place(NAME, norm.module, True, "folded into " + ", ".join(_short(into, norm.module)))
+        )
     for module in wiring.unmeasured:
         fold.places.append(Place(NAME, module, False, "its gain is not a plain factor of its output"))
     return fold
@@ -105,7 +107,9 @@ def _edits(
     tensors = checkpoint.tensors
     for axis in (gain, *weights):
         if tensors[axis.tensor].dtype not in FLOATS:
-            raise _Left(f"{axis.tensor} is stored as {tensors[axis.tensor].dtype}, which cannot take a factor")
+            raise _Left(
+                f"{axis.tensor} is stored as {tensors[axis.tensor].dtype}, which cannot take a factor"
+            )
         size = tensors[axis.tensor].shape[axis.axis]
         if size != norm.size:
             raise BadInput(
@@ -122,7 +126,9 @@ def _edits(
             shape = list(tensors[weight.tensor].shape)
             del shape[weight.axis]
             if slot not in slots or list(tensors[slot].shape) != shape or tensors[slot].dtype not in FLOATS:
-                raise _Left(f"its bias has nowhere to go: the checkpoint has no bias that fits {weight.tensor}")
+                raise _Left(
+                    f"its bias has nowhere to go: the checkpoint has no bias that fits {weight.tensor}"
+                )
             edits.append(Shift(slot, weight.tensor, weight.axis, beta.tensor))
         edits.append(Fill(beta.tensor, 0.0))
     return edits

@@ -31,7 +31,7 @@ def float64_arithmetic() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Float64():
+        with _Float64():  # type: ignore[no-untyped-call]
             yield
     finally:
         torch.set_default_dtype(default)

@@ -30,7 +30,7 @@ class Gain:
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Whether `module` holds nothing but one or two vectors (and perhaps scalars): the shape of every norm."""
+    """Whether `module` holds nothing but one or two vectors (and perhaps scalars), as every norm does."""
     own = list(module.parameters(recurse=False))
     if not own or any(True for child in module.children() for _ in child.parameters()):
         return False
@@ -48,55 +48,75 @@ def measure_gain(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     Returns:
         The gain, or None if the module is not of the form above.
     """
-    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), float64_arithmetic():
+        try:
+            replica = _Replica(module, args, kwargs)
+            for weight in replica.vectors:
+                gain = _convention(replica, weight)
+                if gain is not None:
+                    return gain
+        except Exception:  # noqa: BLE001 - a module we cannot run alone is simply not measured
+            return None
+    return None
 
-    def sample(value: Any) -> Any:
+
+class _Replica:
+    """A norm's code with float64 values of our own, called as the model called it."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        # A shallow copy with tensors of its own: the hooks that watch the original must not see these calls.
+        self._norm = copy.copy(module)
+        self._parameters = {
+            name: torch.empty(p.shape, dtype=torch.float64)
+            for name, p in module.named_parameters(recurse=False)
+        }
+        self._norm.__dict__["_parameters"] = self._parameters
+        buffers = {name: self._sample(b) for name, b in module.named_buffers(recurse=False)}
+        self._norm.__dict__["_buffers"] = buffers
+        self._args, self._kwargs = tree_map(self._sample, (args, kwargs))
+        self.vectors = [name for name, p in self._parameters.items() if p.ndim == 1 and p.numel() > 1]
+
+    def _sample(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
         if not value.is_floating_point():
             return torch.zeros(value.shape, dtype=value.dtype)
-        return torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(value.shape, generator=self._generator, dtype=torch.float64)
 
-    # A shallow copy with tensors of its own: the hooks that watch the original must not see these calls.
-    norm = copy.copy(module)
-    parameters = {
-        name: torch.empty(p.shape, dtype=torch.float64) for name, p in module.named_parameters(recurse=False)
-    }
-    norm.__dict__["_parameters"] = parameters
-    norm.__dict__["_buffers"] = {name: sample(b) for name, b in module.named_buffers(recurse=False)}
-    args, kwargs = tree_map(sample, (args, kwargs))
-    vectors = [name for name, p in parameters.items() if p.ndim == 1 and p.numel() > 1]
+    def vector(self, name: str) -> torch.Tensor:
+        """Random values in [0.5, 1.5) for one of the vectors."""
+        noise = torch.rand(self._parameters[name].shape, generator=self._generator, dtype=torch.float64)
+        return 0.5 + noise
 
-    def output(**values: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(values[name]) if name in values else p.fill_(0.5)
-        out = norm.forward(*args, **kwargs)
-        return out if isinstance(out, torch.Tensor) else torch.empty(0)
+    def output(self, values: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """The output with these vectors, every other parameter at 0.5; None if it is not channel-last."""
+        for name, p in self._parameters.items():
+            if name in values:
+                p.copy_(values[name])
+            else:
+                p.fill_(0.5)
+        out = self._norm.forward(*self._args, **self._kwargs)
+        channels = max(v.numel() for v in values.values())
+        usable = isinstance(out, torch.Tensor) and out.ndim > 0 and out.shape[-1] == channels
+        return out if usable else None
 
-    def vector(name: str) -> torch.Tensor:
-        return 0.5 + torch.rand(parameters[name].shape, generator=generator, dtype=torch.float64)
 
-    with torch.no_grad(), float64_arithmetic():
-        try:
-            for weight in vectors:
-                others = [name for name in vectors if name != weight]
-                bias = others[0] if others else None
-                zero = {bias: torch.zeros_like(parameters[bias], dtype=torch.float64)} if bias else {}
-                w1, w2 = vector(weight), vector(weight)
-                out1, out2 = output(**{weight: w1}, **zero), output(**{weight: w2}, **zero)
-                if out1.ndim < 1 or out1.shape[-1] != w1.numel():
-                    continue
-                for offset in (0.0, 1.0):
-                    error = (out1 * (offset + w2) - out2 * (offset + w1)).abs().max()
-                    if error > _TOLERANCE * out1.abs().max() or not out1.abs().max() > 0:
-                        continue
-                    if bias is None:
-                        return Gain(weight, None, offset)
-                    b = vector(bias)
-                    shift = output(**{weight: w1, bias: b}) - out1
-                    if (shift - b).abs().max() <= _TOLERANCE * (out1.abs().max() + 1):
-                        return Gain(weight, bias, offset)
-        except Exception:  # noqa: BLE001 - a module we cannot run alone is simply not measured
-            return None
+def _convention(replica: _Replica, weight: str) -> Gain | None:
+    others = [name for name in replica.vectors if name != weight]
+    bias = others[0] if others else None
+    zero = {bias: torch.zeros_like(replica.vector(bias))} if bias else {}
+    w1, w2 = replica.vector(weight), replica.vector(weight)
+    out1, out2 = replica.output({weight: w1, **zero}), replica.output({weight: w2, **zero})
+    if out1 is None or out2 is None or not out1.abs().max() > 0:
+        return None
+    for offset in (0.0, 1.0):
+        if (out1 * (offset + w2) - out2 * (offset + w1)).abs().max() > _TOLERANCE * out1.abs().max():
+            continue
+        if bias is None:
+            return Gain(weight, None, offset)
+        b = replica.vector(bias)
+        shifted = replica.output({weight: w1, bias: b})
+        if shifted is not None and (shifted - out1 - b).abs().max() <= _TOLERANCE * (out1.abs().max() + 1):
+            return Gain(weight, bias, offset)
     return None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-AxisMap = list[int | None]
+AxisMap = Sequence[int | None]
 """For each axis of the result, the axis of the input that it is the whole of (or a part with nothing lost
 but length), else None."""
 
@@ -52,7 +52,7 @@ def carry(label: Label, axis_map: AxisMap) -> Label | None:
 
 def reshape_map(before: Sequence[int], after: Sequence[int]) -> AxisMap:
     """Axes that a reshape leaves whole, found by walking both shapes in groups of equal products."""
-    result: AxisMap = [None] * len(after)
+    result: list[int | None] = [None] * len(after)
     i = j = 0
     while i < len(before) and j < len(after):
         if before[i] == after[j]:
@@ -96,7 +96,7 @@ def _t(x: torch.Tensor) -> AxisMap:
 
 
 def _unsqueeze(x: torch.Tensor, dim: int) -> AxisMap:
-    result: AxisMap = list(range(x.ndim))
+    result: list[int | None] = list(range(x.ndim))
     result.insert(dim % (x.ndim + 1), None)
     return result
 
@@ -128,7 +128,9 @@ def _part(x: torch.Tensor, dim: int) -> AxisMap:
     return [None if i == dim % x.ndim else i for i in range(x.ndim)]
 
 
-def _slice(x: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> AxisMap:
+def _slice(
+    x: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> AxisMap:
     whole = (start is None or start == 0) and (end is None or end >= x.shape[dim]) and step == 1
     return _same(x) if whole else _part(x, dim)
 

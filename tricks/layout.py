@@ -66,7 +66,9 @@ def locate(
     return {mark: tuple(sorted(set(found[mark]), key=lambda a: a.tensor)) for mark in placed}
 
 
-def _shapes(state: Mapping[str, torch.Tensor], axes: Mapping[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
+def _shapes(
+    state: Mapping[str, torch.Tensor], axes: Mapping[str, tuple[int, int]]
+) -> dict[str, torch.Tensor]:
     result = {}
     for name, tensor in state.items():
         shape = list(tensor.shape)

@@ -22,7 +22,7 @@ def read_config(config: dict[str, Any], name: str) -> PretrainedConfig:
     Raises:
         BadInput: remote code, an unknown architecture, no causal LM, or a quantised checkpoint.
     """
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         if "auto_map" in config:
             raise BadInput(
@@ -43,7 +43,9 @@ def read_config(config: dict[str, Any], name: str) -> PretrainedConfig:
         )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown method")
-        raise BadInput(f"{name} is quantised ({method}); convert the unquantised model and quantise the result")
+        raise BadInput(
+            f"{name} is quantised ({method}); convert the unquantised model and quantise the result"
+        )
     try:
         fields = {key: value for key, value in config.items() if key != "model_type"}
         return AutoConfig.for_model(model_type, **copy.deepcopy(fields))
@@ -63,9 +65,12 @@ def build(config: PretrainedConfig, device: str, dtype: torch.dtype) -> nn.Modul
     try:
         with warnings.catch_warnings(), torch.device(device):
             warnings.simplefilter("ignore")
-            model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="eager"
+            )
     except Exception as error:
-        raise BadInput(f"{config.model_type} cannot be built from this config: {first_line(error)}") from error
+        line = first_line(error)
+        raise BadInput(f"{config.model_type} cannot be built from this config: {line}") from error
     finally:
         transformers_logging.set_verbosity(level)
     return model.eval()
@@ -89,7 +94,8 @@ def read_wiring(model: nn.Module) -> Wiring:
             return trace(model, input_ids=ids)
     except Exception as error:
         raise BadInput(
-            f"{type(model).__name__} cannot be run without weights ({first_line(error)}), so its wiring is unknown"
+            f"{type(model).__name__} cannot be run without weights ({first_line(error)}), "
+            "so its wiring is unknown; please report this architecture"
         ) from error
     finally:
         transformers_logging.set_verbosity(level)
@@ -102,7 +108,7 @@ def spread_experts(model: nn.Module) -> None:
     """
     if hasattr(model, "set_experts_implementation"):
         try:
-            model.set_experts_implementation("batched_mm")
+            model.set_experts_implementation("batched_mm")  # type: ignore[operator]
         except Exception:  # noqa: BLE001 - no such switch on this model: it runs as it is
             return
 

@@ -58,8 +58,8 @@ def prove(plan: Plan, config: dict[str, Any]) -> Plan:
             continue
         if not error <= LIMIT:
             raise BadInput(
-                f"{plan.architecture}: the plan failed its own proof (logits moved by {error:.1e} relative in float64, "
-                f"{LIMIT:.0e} is allowed), so it was refused; please report this architecture"
+                f"{plan.architecture}: the plan failed its own proof (logits moved by {error:.1e} relative in "
+                f"float64, {LIMIT:.0e} is allowed), so it was refused; report this architecture"
             )
         return replace(plan, proof=error)
     raise BadInput(f"{plan.architecture}: the plan could not be proven ({problem}), so it was refused")
@@ -71,9 +71,11 @@ class _TooLarge(Exception):
 
 def _kinds(plan: Plan) -> set[tuple[str, bool, str]]:
     """The kinds of places of a plan: paths and details without their numbers."""
-    return {
-        (re.sub(r"\d+", "*", p.where), p.fits, re.sub(r"\d+", "*", p.detail) if p.fits else "") for p in plan.places
-    }
+
+    def plain(text: str) -> str:
+        return re.sub(r"\d+", "*", text)
+
+    return {(plain(p.where), p.fits, plain(p.detail) if p.fits else "") for p in plan.places}
 
 
 def _try(plan: Plan, config: PretrainedConfig) -> tuple[float, bool]:
@@ -86,7 +88,7 @@ def _try(plan: Plan, config: PretrainedConfig) -> tuple[float, bool]:
         with tempfile.TemporaryDirectory(prefix="tricksmith-proof-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             source, out = Path(folder, "source"), Path(folder, "converted")
-            model = build(config, "cpu", torch.float64)
+            model: Any = build(config, "cpu", torch.float64)
             randomise(model)
             model.save_pretrained(source)
             del model
@@ -101,16 +103,17 @@ def _try(plan: Plan, config: PretrainedConfig) -> tuple[float, bool]:
 
 
 def _load(folder: Path) -> nn.Module:
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager", trust_remote_code=False
     )
     spread_experts(model)  # the default, grouped products, knows no float64
-    return model.double().eval()
+    result: nn.Module = model.double().eval()
+    return result
 
 
 def _difference(source: nn.Module, converted: nn.Module, config: PretrainedConfig) -> float:
     """Largest difference of the logits over the largest logit; infinite where either is not finite."""
-    vocabulary = source.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocabulary = source.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.randint(0, vocabulary, (2, 12), generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), float64_arithmetic():
         a, b = (model(input_ids=ids, use_cache=False).logits for model in (source, converted))

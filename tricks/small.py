@@ -7,6 +7,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ _WIDTH = re.compile(
     r"|d_ff|d_kv|ffn_dim|width|embedding_size|hidden_dim|expand_dim|lru_width|mlp_dim|ssm_size|d_inner|ffn_size"
     r"|hidden_sizes?|ffn_hidden_size|rotary_dim|per_layer_input|embed_dim)($|_)"
 )
-_NO_WIDTH = re.compile(r"vocab|num_|kernel|chunk|patch|image|window|conv|position|_id$|_factor|multiple|layers|n_heads")
+_NO_WIDTH = re.compile(
+    r"vocab|num_|kernel|chunk|patch|image|window|conv|position|_id$|_factor|multiple|layers|n_heads"
+)
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts")
 _VOCAB = 128
@@ -40,10 +43,9 @@ def shrunk_configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
         for experts in (_FEW_EXPERTS, None):
             step = min(power, 64)
             while step >= 1:
-                try:
+                # A config class may refuse a size; the next may suit it.
+                with suppress(Exception):
                     yield _shrunk(fields, step, depth, layers, experts)
-                except Exception:  # noqa: BLE001 - this config class does not allow that size: the next may
-                    pass
                 step //= 2
             if experts is not None and not any(fields.get(key) for key in _EXPERTS):
                 break
@@ -55,7 +57,12 @@ def _widths(fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
             continue
         if isinstance(value, int) and not isinstance(value, bool) and value > 1 and _WIDTH.search(key):
             yield key, value
-        elif isinstance(value, list) and value and _WIDTH.search(key) and all(isinstance(v, int) for v in value):
+        elif (
+            isinstance(value, list)
+            and value
+            and _WIDTH.search(key)
+            and all(isinstance(v, int) for v in value)
+        ):
             for entry in value:
                 yield key, entry
 

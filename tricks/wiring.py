@@ -44,6 +44,8 @@ _PRODUCTS = {
 }
 """Matrix products: positions of the two factors."""
 
+_SUMS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor)
+
 STAND_INS: dict[Any, Callable[[torch.Tensor], Any]] = {
     _aten._local_scalar_dense.default: lambda x: False if x.dtype is torch.bool else 0,
     _aten.nonzero.default: lambda x: x.new_zeros((1, x.ndim), dtype=torch.long),
@@ -113,7 +115,7 @@ class Tracer(TorchDispatchMode):
     """Follows norms' outputs and parameters through everything that runs within it."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.norms: dict[str, Norm] = {}
         self.unmeasured: list[str] = []
         self.bias_slots: dict[str, str] = {}
@@ -219,18 +221,19 @@ class Tracer(TorchDispatchMode):
             self._commute(args[0], out, labels[id(args[0])], func)
         elif func in COMMUTES_BINARY:
             self._multiply(func, args, out)
-        elif func in (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.cat.default, _aten.stack.default):
+        elif func in _SUMS or func is _aten.cat.default:
             self._combine(func, args, out, labels)
         else:
             self._block(func, labels)
 
     def _block(self, func: Any, labels: dict[int, Label], what: str | None = None) -> None:
-        operation = what or f"its output goes into {func.overloadpacket.__name__.strip('_')}, not a linear layer"
+        name = func.overloadpacket.__name__
+        operation = what or f"its output goes into {name.strip('_')}, not a linear layer"
         for label in labels.values():
             if isinstance(label, Scaled):
                 self.norms[label.gain].block(operation)
             else:
-                self._other_uses.setdefault(label.name, func.overloadpacket.__name__)
+                self._other_uses.setdefault(label.name, name)
 
     def _rearrange(self, func: Any, args: Any, kwargs: Any, out: Any, labels: dict[int, Label]) -> None:
         label = labels[id(args[0])]
@@ -251,7 +254,8 @@ class Tracer(TorchDispatchMode):
             self._block(func, {0: label})
 
     def _multiply(self, func: Any, args: Any, out: torch.Tensor) -> None:
-        scaled = [(x, y) for x, y in ((args[0], args[1]), (args[1], args[0])) if isinstance(self._label(x), Scaled)]
+        pairs = ((args[0], args[1]), (args[1], args[0]))
+        scaled = [(x, y) for x, y in pairs if isinstance(self._label(x), Scaled)]
         divides = func in (_aten.div.Tensor, _aten.div_.Tensor)
         if len(scaled) == 1 and not (divides and scaled[0][0] is args[1]):
             x, other = scaled[0]
@@ -266,11 +270,12 @@ class Tracer(TorchDispatchMode):
 
     def _combine(self, func: Any, args: Any, out: torch.Tensor, labels: dict[int, Label]) -> None:
         """Sums and concatenations of values that all carry the same gain still carry it."""
-        joined = func in (_aten.cat.default, _aten.stack.default)
+        joined = func is _aten.cat.default
         operands = list(args[0]) if joined else list(args[:2])
         found = [self._label(x) for x in operands]
-        gains = {(f.gain, f.axis - x.ndim) for f, x in zip(found, operands, strict=True) if isinstance(f, Scaled)}
-        if all(isinstance(f, Scaled) for f in found) and len(gains) == 1 and func is not _aten.stack.default:
+        both = zip(found, operands, strict=True)
+        gains = {(f.gain, f.axis - x.ndim) for f, x in both if isinstance(f, Scaled)}
+        if all(isinstance(f, Scaled) for f in found) and len(gains) == 1:
             gain, axis = gains.pop()
             dim = (args[1] if len(args) > 1 else 0) % out.ndim if joined else None
             if dim != axis + out.ndim:
