@@ -58,8 +58,8 @@ def prove(plan: Plan, config: dict[str, Any]) -> Plan:
             continue
         if not error <= LIMIT:
             raise BadInput(
-                f"{plan.architecture}: the plan failed its own proof (logits moved by {error:.1e} relative in "
-                f"float64, {LIMIT:.0e} is allowed), so it was refused; report this architecture"
+                f"{plan.architecture}: the plan failed its own proof (logits moved by {error:.1e} relative "
+                f"in float64, {LIMIT:.0e} is allowed), so it was refused; report this architecture"
             )
         return replace(plan, proof=error)
     raise BadInput(f"{plan.architecture}: the plan could not be proven ({problem}), so it was refused")

@@ -1,0 +1,46 @@
+"""Small random models in their real checkpoint format, with gains and biases far from one and zero."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tricks.float64 import float64_arithmetic
+from tricks.model import spread_experts
+from tricks.small import randomise
+
+COMMON = {
+    "vocab_size": 99,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def save_model(folder: Path, model_type: str, dtype: torch.dtype = torch.float64, **fields: Any) -> Path:
+    """Save a random model of `model_type` as its checkpoint format really is."""
+    config = AutoConfig.for_model(model_type, **{**COMMON, **fields})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+    randomise(model)
+    model.to(dtype).save_pretrained(folder, max_shard_size="40KB")
+    return folder
+
+
+def logits(folder: Path) -> torch.Tensor:
+    """Float64 logits [2, 9, vocabulary] of a stock-loaded model."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+    spread_experts(model)
+    ids = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad(), float64_arithmetic():
+        return model.double().eval()(input_ids=ids, use_cache=False).logits
