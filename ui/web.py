@@ -16,16 +16,20 @@ from ui.pages import form, job, jobs
 from ui.pages.guard import is_loopback
 from ui.pages.theme import CSS, THEME
 
+_HOME = "Convert"
+
 
 def build(service: Service, *, folders: bool) -> gr.Blocks:
     """All pages. `folders`: whether visitors may name paths of this machine."""
     app: gr.Blocks = gr.Blocks(title="Tricksmith", analytics_enabled=False)
     with app:
-        Navbar(main_page_name="Convert")
+        Navbar(main_page_name=_HOME)
         form.build(service, folders=folders)
     with app.route("Jobs", "/jobs") as page:
+        Navbar(main_page_name=_HOME)
         jobs.build(page, service)
     with app.route("Job", "/job", show_in_navbar=False) as page:
+        Navbar(main_page_name=_HOME)
         job.build(page, service)
     return app
 

@@ -91,7 +91,7 @@ def build(service: Service, *, folders: bool) -> None:
             with gr.Row():
                 pr = gr.Checkbox(label="As a pull request", elem_id="pr")
                 private = gr.Checkbox(label="Private repo", elem_id="private")
-            with gr.Row():
+            with gr.Row(elem_classes="ts-actions"):
                 show = gr.Button("Show plan", variant="secondary", elem_id="show-plan")
                 submit = gr.Button("Convert", variant="primary", interactive=False, elem_id="submit")
             problem = gr.HTML(elem_id="problem")

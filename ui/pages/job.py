@@ -18,6 +18,7 @@ from ui.rates import per_second, recent
 
 _TICK_S = 0.7
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _IMAGE = re.compile(r"!(?=\[)")
 
 
@@ -84,10 +85,20 @@ def _buttons(job: Job | None) -> tuple[Any, Any]:
 
 
 def _card(card: str | None) -> Any:
-    """The card's text for a Markdown component that sanitises HTML: no metadata, and no picture from afar."""
+    """The card, once there is one."""
     if card is None:
         return gr.update(value="", visible=False)
-    return gr.update(value=_IMAGE.sub("", _FRONT_MATTER.sub("", card)), visible=True)
+    return gr.update(value=readable(card), visible=True)
+
+
+def readable(card: str) -> str:
+    """A card without metadata, whose HTML is shown as text and whose pictures are links.
+
+    The component that shows it sanitises too; this keeps it from fetching anything from afar.
+    """
+    pieces = _CODE.split(_FRONT_MATTER.sub("", card))
+    pieces[::2] = [_IMAGE.sub("", text).replace("<", "&lt;") for text in pieces[::2]]
+    return "".join(pieces)
 
 
 def build(page: gr.Blocks, service: Service) -> None:
@@ -99,15 +110,13 @@ def build(page: gr.Blocks, service: Service) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             stages = gr.HTML(elem_id="stages")
-            with gr.Row():
+            with gr.Row(elem_classes="ts-actions"):
                 cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
                 retry = gr.Button("Retry", variant="primary", visible=False, elem_id="retry")
             problem = gr.HTML(elem_id="problem")
         with gr.Column(scale=3, min_width=320):
             outcome = gr.HTML(elem_id="outcome")
-    card = gr.Markdown(
-        visible=False, sanitize_html=True, latex_delimiters=[], elem_id="card", elem_classes="ts-card"
-    )
+    card = gr.Markdown(visible=False, sanitize_html=True, latex_delimiters=[], elem_id="card")
     shown = [seen, head, stages, outcome, cancel, retry, card]
     # Many open pages at once: one tick is a few Redis reads, so they need not wait for each other.
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 32, "api_visibility": "private"}

@@ -59,7 +59,7 @@ def plan_view(plan: Plan) -> str:
     fitting = sum(g.size for g in groups if g.fits)
     head = (
         f'<h2>Plan <span class="ts-quiet">{esc(plan.architecture)}</span></h2>'
-        f'<p class="ts-lead">{esc(count(fitting, "place"))} of {len(plan.places):,} will change'
+        f'<p class="ts-lead">{fitting:,} of {esc(count(len(plan.places), "place"))} will change'
         f"{'; lossless' if plan.lossless else '; approximate'}.</p>"
     )
     tiles = "".join(_tile(name, value) for name, value in savings_rows(plan))
@@ -170,7 +170,7 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
     where = f'<p class="ts-where">Published: {_link(job.result)}</p>' if job.result else ""
     return (
         f'<section class="ts-verdict {"ts-yes" if good else "ts-no"}">'
-        f"<h2>{'✓' if good else '✕'} {esc(evidence.verdict)}</h2>"
+        f"<h2>{'✓' if good else '✕'} {esc(str(evidence.verdict).capitalize())}</h2>"
         f'<ul>{reasons}</ul><table class="ts-figures"><tbody>{figures}</tbody></table>{where}</section>'
     )
 

@@ -37,6 +37,25 @@ THEME = gr.themes.Soft(
     button_primary_text_color_dark="white",
     checkbox_background_color_selected="*primary_600",
     block_title_text_weight="600",
+    # The defaults of these are too pale to read: below 4.5 : 1 on white.
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_400",
+    block_title_text_color="*primary_800",
+    block_title_text_color_dark="white",
+    input_placeholder_color="*neutral_500",
+    checkbox_label_background_fill_selected="*primary_600",
+    checkbox_label_background_fill_selected_dark="*primary_600",
+    checkbox_border_color="*neutral_400",
+    input_border_color="*neutral_300",
+    input_border_width="1px",
+    link_text_color="*primary_700",
+    link_text_color_hover="*primary_900",
+    link_text_color_visited="*primary_800",
+    link_text_color_dark="*primary_300",
+    link_text_color_hover_dark="*primary_200",
+    link_text_color_visited_dark="*primary_300",
 )
 
 CSS = (Path(__file__).parent.parent / "style.css").read_text(encoding="utf-8")

@@ -1,0 +1,98 @@
+"""The HTML pieces: what comes from outside stays text, and what a card says fetches nothing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from service.jobs import Job, Stage, State
+from tricks import BadInput, Place, Plan, parse_trick
+from ui.pages import parts
+from ui.pages.guard import check_folders, is_loopback
+from ui.pages.job import readable
+
+EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+
+
+def job(**changes: object) -> Job:
+    values: dict[str, object] = {
+        "id": "ab",
+        "model": EVIL,
+        "tricks": [EVIL],
+        "to": EVIL,
+        "state": State.RUNNING,
+    }
+    return Job(**{**values, "created": time.time(), "started": time.time(), **changes})  # type: ignore[arg-type]
+
+
+def test_everything_from_outside_is_escaped() -> None:
+    plan = Plan(
+        EVIL, EVIL, (parse_trick("flashnorm"),), (Place("flashnorm", EVIL, True, EVIL),), savings={EVIL: 1}
+    )
+    failed = job(state=State.FAILED, reason=EVIL)
+    running = job(stage=Stage.CONVERT, progress=(EVIL, 1, 2))
+    pieces = [
+        parts.plan_view(plan),
+        parts.job_head(failed, time.time()),
+        parts.outcome(failed, None),
+        parts.stages(running, 3.0),
+        parts.jobs_table([failed], time.time()),
+        parts.problem(EVIL),
+    ]
+    for piece in pieces:
+        assert "<script" not in piece
+        assert "<img" not in piece
+
+
+def test_only_web_addresses_become_links() -> None:
+    class Told:
+        verdict = type("V", (str,), {"publishable": True})("equivalent")
+        reasons = ()
+
+        def headline(self) -> list[tuple[str, str]]:
+            return []
+
+    done = job(state=State.PUBLISHED, result="javascript:alert(1)")
+    assert "<a " not in parts.outcome(done, Told())  # type: ignore[arg-type]
+
+
+def test_a_card_is_shown_without_metadata_html_or_pictures() -> None:
+    card = "---\nlicense: mit\n---\n# Title\n\n<img src=http://far/x> ![p](http://far/y) `a<b`\n"
+    shown = readable(card)
+    assert "license" not in shown
+    assert "<img" not in shown
+    assert "![" not in shown
+    assert "`a<b`" in shown
+    assert "# Title" in shown
+
+
+def test_stages_before_the_running_one_are_done() -> None:
+    shown = parts.stages(job(stage=Stage.CONVERT, progress=("bytes", 500, 1000)), None)
+    assert shown.count("ts-done") == 3
+    assert 'aria-valuenow="50"' in shown
+    assert parts.stages(job(state=State.PUBLISHED, stage=Stage.PUBLISH), None).count("ts-done") == 6
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "example.org", "::"])
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc", "../x", "file:///etc/passwd", "./models", "a/../../b", "~/x", "a/b/c", "C:\\x"]
+)
+def test_paths_are_refused_where_others_can_reach_the_page(name: str) -> None:
+    with pytest.raises(BadInput):
+        check_folders(False, model=name)
+    check_folders(True, model=name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "org/name", "org/na.me-1@main", "org/name@refs/pr/1"])
+def test_hub_ids_pass(name: str) -> None:
+    check_folders(False, model=name)

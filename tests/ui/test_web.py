@@ -1,0 +1,131 @@
+"""The web pages in a real browser, against a real `tricksmith serve` with its Redis and worker."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright")
+
+from playwright.sync_api import Browser, Page, expect
+
+from ui.screenshots import CHROMIUM, browser, served
+
+if not CHROMIUM.exists():
+    pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
+
+SLOW_MS = 90_000
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(tmp_path_factory.mktemp("data")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def page(chromium: Browser, url: str) -> Iterator[Page]:
+    """A fresh page that fails the test when it asks for anything outside this machine."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    outside: list[str] = []
+    context.on(
+        "request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else outside.append(r.url)
+    )
+    fresh = context.new_page()
+    yield fresh
+    context.close()
+    assert not outside
+
+
+def fill(page: Page, url: str, model: str, to: str = "") -> None:
+    page.goto(url)
+    page.get_by_label("Model").fill(model)
+    if to:
+        page.get_by_label("Destination").fill(to)
+    page.get_by_role("button", name="Show plan").click()
+
+
+def test_from_form_to_card(page: Page, url: str, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "converted"
+    page.goto(url)
+    convert = page.get_by_role("button", name="Convert")
+    expect(convert).to_be_disabled()
+
+    fill(page, url, str(model), str(out))
+    plan = page.locator("#plan")
+    expect(plan).to_contain_text("LlamaForCausalLM", timeout=SLOW_MS)
+    expect(plan).to_contain_text("input_layernorm")
+    expect(plan).to_contain_text("proven in float64")
+    expect(convert).to_be_enabled()
+
+    convert.click()
+    page.wait_for_url("**/job?id=*", timeout=SLOW_MS)
+    page.reload()
+    expect(page.locator("#stages li")).to_have_count(6, timeout=SLOW_MS)
+    # Live: without another reload the state moves on to its end, and the card appears.
+    expect(page.locator(".ts-pill")).to_have_text("published", timeout=SLOW_MS)
+    expect(page.locator("#outcome")).to_contain_text("Equivalent")
+    expect(page.locator("#outcome")).to_contain_text("perplexity")
+    expect(page.locator("#card h1")).to_be_visible()
+    assert (out / "README.md").is_file()
+    expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+
+    page.goto(f"{url}/jobs")
+    expect(page.locator("#jobs tbody tr").first).to_contain_text("published")
+    page.locator("#jobs tbody a").first.click()
+    expect(page.locator("#outcome")).to_contain_text("Equivalent", timeout=SLOW_MS)
+
+
+def test_cancel_and_retry(page: Page, url: str, model: Path, tmp_path: Path) -> None:
+    # A source of its own: the same request as another test's would be that test's job.
+    source = tmp_path / "source"
+    shutil.copytree(model, source)
+    fill(page, url, str(source), str(tmp_path / "out"))
+    page.locator("#submit:enabled").click(timeout=SLOW_MS)
+    page.wait_for_url("**/job?id=*", timeout=SLOW_MS)
+    page.get_by_role("button", name="Cancel").click(timeout=SLOW_MS)
+    expect(page.locator("#outcome")).to_contain_text("Cancelled", timeout=SLOW_MS)
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator(".ts-pill")).to_have_text("published", timeout=SLOW_MS)
+
+
+def test_a_refusal_is_one_line_and_nothing_typed_is_lost(page: Page, url: str, tmp_path: Path) -> None:
+    bad = f"{tmp_path}/<img src=x onerror=alert(1)>"
+    dialogs: list[str] = []
+    page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+    fill(page, url, bad, "you/name")
+    expect(page.get_by_role("alert").filter(has_text="<img")).to_be_visible(timeout=SLOW_MS)
+    expect(page.get_by_label("Model")).to_have_value(bad)
+    expect(page.get_by_label("Destination")).to_have_value("you/name")
+    expect(page.get_by_role("button", name="Convert")).to_be_disabled()
+    assert page.locator("#problem img").count() == 0
+    assert not dialogs
+
+
+def test_a_changed_request_needs_a_new_plan(page: Page, url: str, model: Path) -> None:
+    fill(page, url, str(model))
+    expect(page.locator("#plan")).to_contain_text("LlamaForCausalLM", timeout=SLOW_MS)
+    page.get_by_label("Model").press_sequentially("x")
+    expect(page.locator("#plan")).to_contain_text("has changed")
+    expect(page.get_by_role("button", name="Convert")).to_be_disabled()
+
+
+def test_no_destination(page: Page, url: str, model: Path) -> None:
+    fill(page, url, str(model))
+    page.locator("#submit:enabled").click(timeout=SLOW_MS)
+    expect(page.get_by_role("alert").filter(has_text="no destination")).to_be_visible()
+
+
+@pytest.mark.parametrize("query", ["?id=nosuchjob", "?id=<script>alert(1)</script>", ""])
+def test_a_job_that_is_not_there(page: Page, url: str, query: str) -> None:
+    page.goto(f"{url}/job{query}")
+    expect(page.get_by_role("alert").filter(has_text="no job")).to_be_visible()

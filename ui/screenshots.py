@@ -1,0 +1,103 @@
+"""The pictures in the README, taken from the real pages: `python -m ui.screenshots`.
+
+Needs Chromium and the development requirements; the browser tests drive the pages through the same two
+context managers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ui.demo import MODEL, ROOT
+
+CHROMIUM = Path(shutil.which("chromium") or "/usr/bin/chromium")
+IMAGES = ROOT / "docs" / "images"
+_QUIET = ("no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+_FLAGS = [f"--{flag}" for flag in ("no-sandbox", "disable-gpu", "disable-quic", *_QUIET)]
+_START_S = 60
+_JOB_MS = 120_000
+
+
+@contextmanager
+def served(data: Path) -> Iterator[str]:
+    """Run `tricksmith serve` on this data folder in a process of its own; yields its address."""
+    port = _free_port()
+    env = {**os.environ, "TRICKSMITH_DATA": str(data), "HF_HUB_OFFLINE": "1"}
+    env.pop("REDIS_URL", None)
+    command = [sys.executable, "-m", "ui.cli", "serve", "--port", str(port)]
+    # The page is meant for its owner on this machine, who may name folders relative to where it was started.
+    server = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if str(port) not in line:
+            raise RuntimeError(f"tricksmith serve did not start: {line!r}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            code = server.wait(_START_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            raise
+    if code != 0:
+        raise RuntimeError(f"tricksmith serve ended with {code}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A Chromium without a window."""
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=str(CHROMIUM), args=_FLAGS)
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+def take(page: Page, url: str, out: Path, images: Path) -> None:
+    """Drive one conversion in the browser and picture the form with its plan, and the finished job."""
+    images.mkdir(parents=True, exist_ok=True)
+    page.goto(url)
+    page.get_by_label("Model").fill(str(MODEL.relative_to(ROOT)))
+    page.get_by_label("Destination").fill(str(out))
+    page.get_by_role("button", name="Show plan").click()
+    page.wait_for_selector(".ts-plan", timeout=_JOB_MS)
+    page.wait_for_timeout(500)
+    page.screenshot(path=images / "form.png")
+    page.get_by_role("button", name="Convert").click()
+    page.wait_for_url("**/job?id=*")
+    page.wait_for_selector("#card h1", timeout=_JOB_MS)
+    page.wait_for_timeout(500)
+    page.screenshot(path=images / "job.png")
+
+
+def main() -> None:
+    """Take all pictures."""
+    with tempfile.TemporaryDirectory() as folder, browser() as chromium:
+        out = Path(folder) / "tiny-llama-flashnorm"
+        with served(Path(folder) / "data") as url:
+            page = chromium.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)
+            take(page, url, out, IMAGES)
+
+
+if __name__ == "__main__":
+    main()
