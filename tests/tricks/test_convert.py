@@ -126,7 +126,7 @@ def test_a_gain_that_is_not_finite_is_refused(bad: float, tmp_path: Path) -> Non
         if name in content:
             content[name][3] = bad
             save_file(content, shard, metadata={"format": "pt"})
-    with pytest.raises(BadInput, match="layers.1.input_layernorm.weight holds NaN or Inf"):
+    with pytest.raises(BadInput, match=r"layers\.1\.input_layernorm\.weight holds NaN or Inf"):
         convert(plan_for(source), source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

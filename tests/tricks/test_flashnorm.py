@@ -104,7 +104,9 @@ def test_post_norms_and_qk_norms_stay_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_norm_bias_without_a_slot_stays_with_a_reason(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "source", "stablelm", num_attention_heads=2)
+    source = save_model(
+        tmp_path / "source", "stablelm", num_attention_heads=2, num_key_value_heads=2, head_dim=24
+    )
     plan = make_plan(read_checkpoint(source), [parse_trick("flashnorm")])
     assert not plan.fits
     assert "nowhere to go" in left(plan)["model.layers.0.input_layernorm"]

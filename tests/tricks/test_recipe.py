@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,8 +31,6 @@ def test_what_cannot_be_meant_is_refused(text: str, says: str) -> None:
 
 
 @given(st.text(max_size=30))
-def test_any_text_parses_or_is_refused_in_one_line(text: str) -> None:
-    try:
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    with suppress(BadInput):
         assert parse_trick(str(parse_trick(text))) == parse_trick(text)
-    except BadInput as error:
-        assert "\n" not in str(error)
