@@ -38,10 +38,9 @@ test: $(READY) browser ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY) ## Lint, format check, types and import direction
-	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@failed=; for tool in "ruff check $(CODE)" "ruff format --check $(CODE)" mypy lint-imports; do \
+	  echo "$$tool"; $(BIN)/$$tool || failed="$$failed $${tool%% *}"; \
+	done; [ -z "$$failed" ] || { echo "make check failed:$$failed"; exit 1; }
 
 format: $(READY) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix $(CODE)
