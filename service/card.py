@@ -143,8 +143,8 @@ def _verdict_line(evidence: Evidence | None) -> str:
 def _summary(source: Source, plan: Plan, recipe: Sequence[str]) -> str:
     kind = "exact" if plan.lossless else "approximate"
     return (
-        f"{_link(source)} ({escape(plan.architecture)}), converted with the {kind}"
-        f" trick{'s' if len(recipe) > 1 else ''} {' '.join(code(trick) for trick in recipe)} by Tricksmith."
+        f"This is {_link(source)} ({escape(plan.architecture)}), converted by Tricksmith with the {kind}"
+        f" trick{'s' if len(recipe) > 1 else ''} {' '.join(code(trick) for trick in recipe)}."
         " Tokenizer, chat template and every tensor that is not named below are the source's, byte for byte."
     )
 
@@ -194,12 +194,12 @@ def _licence_link(source: Source) -> str | None:
 
 def _public_reference(source: Source) -> str:
     """The source as a command names it, without saying where a folder lay on our disk."""
-    return shlex.quote(source.model if source.folder is not None else source.reference)
+    return shlex.quote(f"./{source.model}" if source.folder is not None else source.reference)
 
 
 def _link(source: Source) -> str:
     if source.folder is not None:
-        return f"the local folder {code(source.model)}"
+        return f"{code(source.model)}, a local folder"
     return f"[{escape(source.model)}]({DEFAULT_ENDPOINT}/{source.model}/tree/{source.commit})"
 
 

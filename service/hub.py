@@ -89,6 +89,10 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         raise BadInput(f"{repo!r} is not a Hub id; write namespace/name") from error
     except HfHubHTTPError as error:
         raise _from_status(error.response.status_code, repo) from error
+    except ValueError as error:  # the client's own checks of a reply, and replies that are not JSON
+        raise HubUnavailable(
+            f"the Hub at {endpoint()} gave no usable answer about {repo}; try again later"
+        ) from error
     except httpx2.HTTPError as error:
         raise HubUnavailable(_unreachable()) from error
 
@@ -101,6 +105,10 @@ def _missing(repo: str) -> str:
 
 def _unreachable() -> str:
     return f"the Hub at {endpoint()} cannot be reached; check the network, or give a local folder"
+
+
+def _unusable(repo: str) -> str:
+    return f"the Hub at {endpoint()} gave no usable answer about {repo}; try again later"
 
 
 def _from_status(status: int, repo: str) -> BadInput:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import tomllib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -128,5 +129,11 @@ def _is_plain(name: str) -> bool:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:  # run from a checkout that was never installed
+    except PackageNotFoundError:
+        pass
+    # Run from a checkout that was never installed: it says its version itself.
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    if package != TOOL or not project.is_file():
         return None
+    with project.open("rb") as stream:
+        return str(tomllib.load(stream)["project"]["version"])

@@ -62,6 +62,16 @@ def check_destination(to: str, token: str | None = None, pr: bool = False) -> st
     return to
 
 
+def check_visibility(source: Source, to: str, private: bool) -> None:
+    """A source that only its owner may read does not become public by way of its conversion.
+
+    Raises:
+        BadInput: a private source, and a public Hub destination.
+    """
+    if source.private and not private and not is_folder(to):
+        raise BadInput(f"{source.model} is private; publish its conversion with --private, or into a folder")
+
+
 def publish(
     folder: Path,
     to: str,
@@ -89,6 +99,7 @@ def publish(
     manifest = read_manifest(folder)
     if manifest is None:
         raise BadInput(f"{folder} has no {MANIFEST} of Tricksmith; convert first")
+    check_visibility(source, to, private)
     card = _verified_card(folder)
     check_files(folder, manifest)
     # What is published beside the card is the evidence that let it through, and no other.

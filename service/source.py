@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelInfo, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 from huggingface_hub.utils.tqdm import tqdm
@@ -280,11 +281,19 @@ def _resolve_hub(model: str, revision: str | None, token: str | None) -> Source:
     index = _read_json(source, INDEX, token) if SINGLE not in siblings else None
     names = needed_files(siblings, index)
     _check_scan(info, names)
-    files = tuple(
-        SourceFile(name, siblings[name].size or 0, lfs.sha256 if (lfs := siblings[name].lfs) else None)
-        for name in names
-    )
+    files = tuple(_hub_file(source, siblings[name], token) for name in names)
     return dataclasses.replace(source, files=files, licence=_licence(source.card))
+
+
+def _hub_file(source: Source, sibling: RepoSibling, token: str | None) -> SourceFile:
+    """A file as the listing describes it; a listing without sizes is completed by asking for the file."""
+    name, size = sibling.rfilename, sibling.size
+    if size is None:
+        with hub_errors(source.model, source.commit):
+            size = get_hf_file_metadata(
+                _url(source, name), token=token, timeout=TIMEOUT_S, endpoint=endpoint()
+            ).size
+    return SourceFile(name, size or 0, sibling.lfs.sha256 if sibling.lfs else None)
 
 
 def _check_weights(model: str, names: Iterable[str]) -> None:

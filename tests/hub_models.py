@@ -89,7 +89,7 @@ def write_model(folder: Path, *, shards: int = 2, hidden: int = 96, layers: int 
 
 
 def convert_by_copy(source: Source, out: Path, *, trick: str = "flashnorm") -> dict[str, Any]:
-    """A finished conversion whose weights are the source's: all that publishing sees. Returns its manifest."""
+    """A finished conversion whose weights are the source's, enough to publish. Returns its manifest."""
     assert source.folder is not None
     out.mkdir(parents=True)
     for file in source.files:

@@ -139,6 +139,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.objects: dict[str, bytes] = {}
+        self.bare_listings = False  # some Hubs list names alone
         self.lock = threading.RLock()
         hub = self
 
@@ -331,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
             return lambda: self._send(307, b"", {"Location": location})
         repo = self._repo(repo_id)
         commit = self._commit(repo, revision)
-        detailed = "blobs" in self.query
+        detailed = "blobs" in self.query and not self.world.bare_listings
         data: dict[str, Any] = {
             "_id": hashlib.sha1(repo_id.encode()).hexdigest()[:24],
             "id": repo.id,

@@ -124,9 +124,13 @@ def test_it_says_how_to_make_it_again_and_that_it_is_not_faster() -> None:
     assert "2.5e-15" in card
 
 
-def test_tables_are_tables_in_markdown() -> None:
+@pytest.mark.parametrize("notes", [(), ("one",), ("one", "two")])
+@pytest.mark.parametrize("proof", [None, 1e-15])
+@pytest.mark.parametrize("layers", [0, 3])
+def test_tables_are_tables_in_markdown(notes: tuple[str, ...], proof: float | None, layers: int) -> None:
     savings = {"weight_bytes": 123456, "cache_bytes_per_token": 0.5}
-    card = render_card(SOURCE, plan_of(3, savings=savings), EQUIVALENT, MANIFEST)
+    evidence = Evidence(verdict=Verdict.EQUIVALENT, notes=notes)
+    card = render_card(SOURCE, plan_of(layers, savings=savings, proof=proof), evidence, MANIFEST)
     assert "| weight bytes | 123,456 |" in card
     for block in re.split(r"\n\n+", body(card)):
         lines = block.splitlines()

@@ -157,9 +157,8 @@ def test_a_new_repo_is_one_commit_and_public_only_when_complete(
     repo = hub.repo("forge/tiny-flashnorm")
     assert address == f"{hub.endpoint}/forge/tiny-flashnorm"
     assert {name: data for name, data in repo.files.items() if name != ".gitattributes"} == contents(made)
-    assert [commit.title for commit in repo.commits][1:] == [
-        f"flashnorm of tiny, by Tricksmith ({digest(json.loads((made / 'conversion.json').read_text()))[:12]})"
-    ]
+    mark = digest(json.loads((made / "conversion.json").read_text()))[:12]
+    assert [commit.title for commit in repo.commits][1:] == [f"flashnorm of tiny, by Tricksmith ({mark})"]
     assert not repo.private
     lines = [(r.method, r.path.split("/")[-2:]) for r in hub.requests if r.method in ("POST", "PUT")]
     assert lines[0] == ("POST", ["repos", "create"])
@@ -170,6 +169,14 @@ def test_a_new_repo_is_one_commit_and_public_only_when_complete(
 def test_a_private_repo_stays_private(hub: HubServer, source: Source, made: Path) -> None:
     publish(made, "smith/tiny", evidence=EQUIVALENT, source=source, private=True)
     assert hub.repo("smith/tiny").private
+
+
+def test_a_private_source_does_not_become_public(hub: HubServer, source: Source, made: Path) -> None:
+    secret = dataclasses.replace(source, private=True)
+    with pytest.raises(BadInput, match="is private; publish its conversion with --private"):
+        publish(made, "smith/tiny", evidence=EQUIVALENT, source=secret)
+    assert hub.repos == {}
+    publish(made, "smith/tiny", evidence=EQUIVALENT, source=secret, private=True)
 
 
 def test_publishing_twice_makes_no_second_commit(hub: HubServer, source: Source, made: Path) -> None:

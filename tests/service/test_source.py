@@ -58,6 +58,13 @@ def test_a_renamed_repo_goes_by_its_new_name(hub: HubServer, folder: Path) -> No
     assert resolve("forge/old").model == "forge/tiny"
 
 
+def test_a_listing_without_sizes_is_completed(hub: HubServer, folder: Path) -> None:
+    hub.add_model("forge/tiny", folder)
+    full = resolve("forge/tiny")
+    hub.bare_listings = True
+    assert [(f.name, f.size) for f in resolve("forge/tiny").files] == [(f.name, f.size) for f in full.files]
+
+
 def test_planning_downloads_no_weights(hub: HubServer, folder: Path) -> None:
     hub.add_model("forge/tiny", write_model(folder.parent / "wide", hidden=512))
     source = resolve("forge/tiny")
@@ -281,6 +288,13 @@ def test_an_unreachable_hub_is_one_line(hub: HubServer, monkeypatch: pytest.Monk
 def test_a_failing_hub_is_one_line(hub: HubServer, status: int, message: str) -> None:
     hub.fail("GET /api/models", status=status)
     with pytest.raises(BadInput, match=message):
+        resolve("forge/x")
+
+
+def test_a_hub_that_talks_nonsense_is_one_line(hub: HubServer) -> None:
+    hub.fail("GET /api/models", flip=True, times=9)
+    hub.add_model("forge/x", {"config.json": b"{}", "model.safetensors": b""})
+    with pytest.raises(hub_client.HubUnavailable, match="gave no usable answer about forge/x"):
         resolve("forge/x")
 
 
