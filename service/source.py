@@ -28,23 +28,20 @@ from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
 from huggingface_hub.utils.tqdm import tqdm
 
 from service.hub import TIMEOUT_S, HubUnavailable, endpoint, hub, hub_errors, is_hub_id
-from tricks import BadInput, Checkpoint, Report, checkpoint_from_headers, read_checkpoint, silent
+from tricks import (
+    BadInput,
+    Checkpoint,
+    Report,
+    checkpoint_from_headers,
+    companions,
+    files_of,
+    read_checkpoint,
+    silent,
+)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-# What comes along beside the weights: configuration, tokenizer, chat templates, licence texts.
-_WANTED = re.compile(
-    r"[^/]*\.json|tokenizer\.[^/]*|[^/]*\.(?:model|spm|tiktoken)|vocab\.[^/]*|merges\.txt|bpe\.codes|[^/]*\.jinja|chat_template[^/]*"
-    r"|additional_chat_templates/[^/]*\.jinja|(?:licen[cs]e|copying|notice|use_policy)[^/]*",
-    re.IGNORECASE,
-)
-# Never: code, pickles, other weight formats, other formats' indexes, and what Tricksmith itself writes.
-_UNWANTED = re.compile(
-    r".*\.(?:py|pyc|so|sh|bin|pt|pth|pkl|pickle|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|npz|safetensors|zip|gz|tar)"
-    r"|.*\.index\.json|conversion\.json|evidence\.json",
-    re.IGNORECASE | re.DOTALL,
-)
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf)", re.IGNORECASE)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
 
@@ -226,16 +223,14 @@ def needed_files(names: Iterable[str], index: dict[str, Any] | None) -> list[str
         weights = {INDEX} | {
             name for name in values if isinstance(name, str) and name.endswith(".safetensors")
         }
-    side = {name for name in everything if _WANTED.fullmatch(name) and not _UNWANTED.fullmatch(name)}
-    return sorted((weights & everything) | side)
+    return sorted((weights & everything) | set(companions(everything)))
 
 
 def _resolve_folder(path: Path) -> Source:
     folder = path.resolve()
     if not (folder / "config.json").is_file():
         raise BadInput(f"{path} has no config.json; give the folder of a transformers model")
-    names = [p.relative_to(folder).as_posix() for pattern in ("*", "additional_chat_templates/*")
-             for p in folder.glob(pattern) if p.is_file()]  # fmt: skip
+    names = files_of(folder)
     _check_weights(str(path), names)
     index = None
     if SINGLE not in names:

@@ -1,6 +1,7 @@
 """Weight algebra: how a model is wired, which trick fits where, and the streaming conversion."""
 
 from tricks.checkpoint import Checkpoint, TensorInfo, checkpoint_from_headers, read_checkpoint
+from tricks.companions import companions, files_of
 from tricks.convert import Conversion, convert
 from tricks.errors import BadInput, Cancelled, TricksmithError
 from tricks.place import Place
@@ -22,7 +23,9 @@ __all__ = [
     "Trick",
     "TricksmithError",
     "checkpoint_from_headers",
+    "companions",
     "convert",
+    "files_of",
     "make_plan",
     "parse_trick",
     "read_checkpoint",

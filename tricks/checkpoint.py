@@ -246,7 +246,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise BadInput(f"{name} is no folder; give a model's folder or a Hub id like org/name")
     config = read_json(folder / "config.json", name)
-    index = read_json(folder / INDEX, name) if (folder / INDEX).exists() else None
+    # As transformers chooses where a folder holds both layouts.
+    sharded = (folder / INDEX).exists() and not (folder / SINGLE).exists()
+    index = read_json(folder / INDEX, name) if sharded else None
     if index is not None:
         files = sorted(set(weight_map(index, name).values()))
     elif (folder / SINGLE).exists():

@@ -22,7 +22,8 @@ from typing import BinaryIO
 import torch
 
 from tricks.arithmetic import TORCH, contract, factor, scale_rows, working_dtype
-from tricks.checkpoint import PICKLES, Checkpoint, TensorInfo, read_checkpoint
+from tricks.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from tricks.companions import companions, files_of
 from tricks.edits import Edit, Fill, Scale, Shift
 from tricks.errors import BadInput
 from tricks.plan import Plan
@@ -30,9 +31,6 @@ from tricks.progress import Report, silent
 
 _SLICE = 8 << 20
 """Bytes that pass through memory at a time."""
-
-_LEFT_BEHIND = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".py", ".tflite", ".ot")
-_OWN = {"README.md", "conversion.json", "evidence.json", "model.safetensors.index.json", ".gitattributes"}
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,9 @@ def _write(work: _Work, source: Path, partial: Path, report: Report) -> dict[str
                 hashing.result()
             digests[file] = digest.hexdigest()
             pending.append(background.submit(_sync, partial / file))
-        for name in _companions(source, checkpoint):
+        index = [checkpoint.index] if checkpoint.index else []
+        for name in (*companions(files_of(source)), *index):
+            (partial / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, partial / name)
             digests[name] = hashlib.sha256((partial / name).read_bytes()).hexdigest()
             pending.append(background.submit(_sync, partial / name))
@@ -232,19 +232,6 @@ def _put(out: BinaryIO, digest: hashlib._Hash, piece: memoryview) -> None:
     digest.update(piece)
     while len(piece):
         piece = piece[out.write(piece) :]
-
-
-def _companions(source: Path, checkpoint: Checkpoint) -> list[str]:
-    """Config, tokenizer, template and licence files: what is copied as it is."""
-    names = [
-        path.name
-        for path in source.iterdir()
-        if path.is_file()
-        and path.suffix not in _LEFT_BEHIND
-        and not path.name.startswith(".")
-        and path.name not in _OWN
-    ]
-    return sorted(names) + ([checkpoint.index] if checkpoint.index else [])
 
 
 def _sync(path: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 
 from tricks.errors import BadInput
+from tricks.quiet import quiet
 from tricks.wiring import Wiring, trace
 
 
@@ -60,19 +59,14 @@ def build(config: PretrainedConfig, device: str, dtype: torch.dtype) -> nn.Modul
         BadInput: the modelling class cannot be built from this config.
     """
     config = copy.deepcopy(config)
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings(), torch.device(device):
-            warnings.simplefilter("ignore")
+        with quiet(), torch.device(device):
             model: nn.Module = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation="eager"
             )
     except Exception as error:
         line = first_line(error)
         raise BadInput(f"{config.model_type} cannot be built from this config: {line}") from error
-    finally:
-        transformers_logging.set_verbosity(level)
     return model.eval()
 
 
@@ -86,19 +80,14 @@ def read_wiring(model: nn.Module) -> Wiring:
     # Sizes that no model dimension equals, so that no axis is taken for another.
     ids = torch.zeros((3, 7), dtype=torch.long, device=device)
     spread_experts(model)
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return trace(model, input_ids=ids)
     except Exception as error:
         raise BadInput(
             f"{type(model).__name__} cannot be run without weights ({first_line(error)}), "
             "so its wiring is unknown; please report this architecture"
         ) from error
-    finally:
-        transformers_logging.set_verbosity(level)
 
 
 def spread_experts(model: nn.Module) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from tricks.checkpoint import read_checkpoint
 from tricks.convert import convert
@@ -27,6 +25,7 @@ from tricks.errors import BadInput, TricksmithError
 from tricks.float64 import float64_arithmetic
 from tricks.model import build, first_line, read_config, spread_experts
 from tricks.plan import Plan
+from tricks.quiet import quiet
 from tricks.small import affordable, randomise, shrunk_configs
 
 LIMIT = 1e-9
@@ -81,25 +80,17 @@ def _kinds(plan: Plan) -> set[tuple[str, bool, str]]:
 def _try(plan: Plan, config: PretrainedConfig) -> tuple[float, bool]:
     if not affordable(build(config, "meta", torch.float32)):
         raise _TooLarge
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with tempfile.TemporaryDirectory(prefix="tricksmith-proof-") as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            source, out = Path(folder, "source"), Path(folder, "converted")
-            model: Any = build(config, "cpu", torch.float64)
-            randomise(model)
-            model.save_pretrained(source)
-            del model
-            small = draft_plan(read_checkpoint(source), plan.tricks)
-            if not _kinds(plan) <= _kinds(small):
-                return 0.0, False
-            convert(small, source, out)
-            return _difference(_load(source), _load(out), config), True
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="tricksmith-proof-") as folder, quiet():
+        source, out = Path(folder, "source"), Path(folder, "converted")
+        model: Any = build(config, "cpu", torch.float64)
+        randomise(model)
+        model.save_pretrained(source)
+        del model
+        small = draft_plan(read_checkpoint(source), plan.tricks)
+        if not _kinds(plan) <= _kinds(small):
+            return 0.0, False
+        convert(small, source, out)
+        return _difference(_load(source), _load(out)), True
 
 
 def _load(folder: Path) -> nn.Module:
@@ -111,7 +102,7 @@ def _load(folder: Path) -> nn.Module:
     return result
 
 
-def _difference(source: nn.Module, converted: nn.Module, config: PretrainedConfig) -> float:
+def _difference(source: nn.Module, converted: nn.Module) -> float:
     """Largest difference of the logits over the largest logit; infinite where either is not finite."""
     vocabulary = source.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     ids = torch.randint(0, vocabulary, (2, 12), generator=torch.Generator().manual_seed(1))
