@@ -5,10 +5,11 @@ Three kinds of documents, in a fixed order:
 - ``english``: docstrings and comment blocks of the standard library's modules, one document a module;
 - ``source``: the modules' sources as they are (these hold their docstrings once more).
 
-Six whole topics, about 60 kB, are held out and written to `models/heldout.txt` and `evals/heldout.txt`. Topics quote
-each other and docstrings quote topics, so leaving six out is not enough: every paragraph of any other document that
-shares ten consecutive words with the held-out text (or, when shorter, is one of its paragraphs) is dropped as well.
-Three more topics are kept away from training in the same way, to choose the recipe's settings by.
+Six whole topics, about 60 kB, are held out and written to `models/heldout.txt` and `evals/heldout.txt`.
+Topics quote each other and docstrings quote topics, so leaving six out is not enough: every paragraph of any
+other document that shares ten consecutive words with the held-out text (or, when shorter, is one of its
+paragraphs) is dropped as well. Three more topics are kept away from training in the same way, to choose the
+recipe's settings by.
 
     python -m models.corpus build/corpus/corpus.jsonl.gz     # and the two held-out files
 """
@@ -137,11 +138,13 @@ def english_of(source: str) -> str:
     return "\n\n".join(part.strip("\n") for part in parts if part.strip())
 
 
-def training_documents() -> Iterator[Document]:
+def training_documents(heldout: str) -> Iterator[Document]:
     """Every document to train on, quotations of the held-out and validation text taken out."""
-    away = all_runs(heldout_text()) | all_runs(joined_topics(VALIDATION_TOPICS))
+    away = all_runs(heldout) | all_runs(joined_topics(VALIDATION_TOPICS))
     seen: set[str] = set()  # topics hold one another whole: each of their paragraphs counts once
-    for name in sorted(set(topics) - {*HELDOUT_TOPICS, *VALIDATION_TOPICS}, key=lambda n: (-len(topics[n]), n)):
+    for name in sorted(
+        set(topics) - {*HELDOUT_TOPICS, *VALIDATION_TOPICS}, key=lambda n: (-len(topics[n]), n)
+    ):
         fresh = [block for block in paragraphs(topics[name]) if block not in seen]
         seen.update(fresh)
         yield Document("topic", name, without_quotations("\n\n".join(fresh), away))
@@ -151,11 +154,14 @@ def training_documents() -> Iterator[Document]:
 
 
 def write(path: Path) -> str:
-    """Write the corpus as gzipped JSON lines, the held-out files beside it; the SHA-256 of the uncompressed lines."""
+    """Write the corpus as gzipped JSON lines; the SHA-256 of the uncompressed lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
-        for document in (*training_documents(), Document("validation", "validation", validation_text())):
+        for document in (
+            *training_documents(heldout_text()),
+            Document("validation", "validation", validation_text()),
+        ):
             if document.text:
                 line = json.dumps(asdict(document)).encode() + b"\n"
                 digest.update(line)
@@ -167,7 +173,9 @@ def read(path: Path) -> tuple[list[Document], str]:
     """The documents of a corpus file and the SHA-256 of its uncompressed lines."""
     with gzip.open(path, "rb") as packed:
         content = packed.read()
-    return [Document(**json.loads(line)) for line in content.splitlines()], hashlib.sha256(content).hexdigest()
+    return [Document(**json.loads(line)) for line in content.splitlines()], hashlib.sha256(
+        content
+    ).hexdigest()
 
 
 def main() -> None:

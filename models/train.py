@@ -2,10 +2,16 @@
 
     python -m models.corpus build/corpus/corpus.jsonl.gz
     python -m models.train build/corpus/corpus.jsonl.gz out/tiny-llama --compile
+    python -m models.evaluate out/tiny-llama --record
 
-A byte-level BPE of 2,048 tokens and a Llama with RoPE, multi-head attention, RMSNorm, SwiGLU and an untied head, kept
-in float32 while training (bfloat16 autocast on a GPU) and saved in bfloat16 in three shards. Norm gains have no weight
-decay and a larger step than the matrices: their values should carry information, so that moving them is a real test.
+A byte-level BPE of 2,048 tokens and a Llama with RoPE, multi-head attention, RMSNorm, SwiGLU and an untied
+head, kept in float32 while training (bfloat16 autocast on a GPU) and saved in bfloat16 in three shards. Norm
+gains have no weight decay and a larger step than the matrices: their values should carry information, so that
+moving them is a real test.
+
+The settings were chosen by the validation topics out of three runs. 1,500 steps (nine passes over the corpus)
+leave a perplexity of 25 on them; 4,000 steps overfit the small corpus and leave 292, or 113 with
+`--weight-decay 0.5 --lr 3e-3`.
 """
 
 from __future__ import annotations
@@ -104,8 +110,10 @@ def schedule(step: int, steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def draw_batch(stream: torch.Tensor, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets, (batch, CONTEXT) each, from random places; half the windows begin with the start token."""
+def draw_batch(
+    stream: torch.Tensor, batch: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets, (batch, CONTEXT) each, from random places; half of them begin with the start token."""
     starts = torch.randint(len(stream) - CONTEXT - 1, (batch, 1), generator=generator, device=stream.device)
     windows = stream[starts + torch.arange(CONTEXT + 1, device=stream.device)]  # (batch, CONTEXT + 1)
     windows[: batch // 2, 0] = 0
@@ -140,7 +148,7 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, options: argparse.Names
     return losses
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the folder as a user of transformers would publish it, whatever version wrote or reads it."""
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD_SIZE)
     GenerationConfig(bos_token_id=0, eos_token_id=1).save_pretrained(folder)
@@ -151,6 +159,11 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
+    # transformers 5 writes its new name of the class, which version 4 does not know; both read the old one.
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.pop("backend", None)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def figures_of(gains: list[torch.Tensor]) -> dict[str, float]:
@@ -163,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the small Llama of models/tiny-llama.")
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--gain-lr", type=float, default=1e-2)
@@ -184,9 +197,11 @@ def main() -> None:
         "heldout": HELDOUT.read_text(encoding="utf-8"),
     }
     tokens = {
-        name: torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids) for name, text in texts.items()
+        name: torch.tensor(tokenizer.encode(text, add_special_tokens=False).ids)
+        for name, text in texts.items()
     }
-    model = LlamaForCausalLM(make_config()).to(device)
+    model: Any = LlamaForCausalLM(make_config())
+    model.to(device)
     before = {name: perplexity(model, ids, 0) for name, ids in tokens.items()}
     began = time.perf_counter()
     losses = train(model, stream, options)
