@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @torch.inference_mode()
 def perplexity(model: Any, tokens: torch.Tensor, start: int, context: int = CONTEXT) -> float:
-    """exp of the mean negative log likelihood of `tokens` (n,), in windows of `context`, `start` token first."""
+    """exp of the mean negative log likelihood of `tokens` (n,), in windows that begin with `start`."""
     device = next(model.parameters()).device
     total = 0.0
     for window in tokens.split(context - 1):

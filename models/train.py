@@ -113,7 +113,7 @@ def schedule(step: int, steps: int) -> float:
 def draw_batch(
     stream: torch.Tensor, batch: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets, (batch, CONTEXT) each, from random places; half of them begin with the start token."""
+    """Inputs and targets, (batch, CONTEXT) each, from random places; half begin with the start token."""
     starts = torch.randint(len(stream) - CONTEXT - 1, (batch, 1), generator=generator, device=stream.device)
     windows = stream[starts + torch.arange(CONTEXT + 1, device=stream.device)]  # (batch, CONTEXT + 1)
     windows[: batch // 2, 0] = 0
