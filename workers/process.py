@@ -20,7 +20,19 @@ from tricks import BadInput, Cancelled, Report, TricksmithError
 from workers.wire import Error
 
 KEPT_VARIABLES = frozenset(
-    "PATH HOME USER LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV LD_LIBRARY_PATH SSL_CERT_FILE PYTHONHASHSEED".split()
+    {
+        "HOME",
+        "LANG",
+        "LANGUAGE",
+        "LD_LIBRARY_PATH",
+        "PATH",
+        "PYTHONHASHSEED",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "TZ",
+        "USER",
+        "VIRTUAL_ENV",
+    }
 )
 KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "PYTORCH_", "TORCH_", "TRITON_")
 POLL = 0.1  # seconds between two looks at whether to stop

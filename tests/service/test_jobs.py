@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+
 from service.jobs import MOVES, Job, JobStore, NotOurs, Stage, State, request_key
 from service.redis_server import running_redis
 from service.settings import Settings

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+
 from service.redis_server import running_redis, socket_path
 from service.settings import Settings
 from tricks import TricksmithError
@@ -51,7 +52,8 @@ def test_a_second_command_shares_it_and_the_last_one_stops_it(tmp_path: Path) ->
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as second:
-        assert second.stdin and second.stdout
+        assert second.stdin
+        assert second.stdout
         assert int(second.stdout.readline()) == pid
         first.__exit__(None, None, None)
         assert redis.Redis.from_url(url).ping()
@@ -88,8 +90,9 @@ def test_redis_url_wins_and_its_password_is_not_told(tmp_path: Path) -> None:
             assert used == url
         assert not (tmp_path / "b").exists()
     gone = "redis://:hunter2@127.0.0.1:1/0"
-    with pytest.raises(TricksmithError, match="REDIS_URL") as error, running_redis(
-        Settings(data=tmp_path, redis_url=gone)
+    with (
+        pytest.raises(TricksmithError, match="REDIS_URL") as error,
+        running_redis(Settings(data=tmp_path, redis_url=gone)),
     ):
         pass
     assert "hunter2" not in str(error.value)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from tricks import BadInput, Cancelled, Checkpoint, TensorInfo, silent
 from workers.process import ChildProcess, Crashed, child_environment, how_it_died
 from workers.wire import checkpoint_from_json, checkpoint_to_json

@@ -1,0 +1,261 @@
+"""What the faces ask for: plan, convert and verify here and now, or submit a job and follow it.
+
+`plan`, `convert` and `verify` run in this process and need no Redis; the others start the embedded Redis,
+or find a running one, at the first call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from service.card import render_card
+from service.disk import disk_errors
+from service.events import Event
+from service.jobs import Job, JobStore, request_key
+from service.manifest import build_manifest, file_digests, read_manifest
+from service.papers import no_fit, write_papers
+from service.publish import check_destination
+from service.queue import make_app, send
+from service.redis_server import running_redis
+from service.settings import Settings
+from service.source import Source, check_space, fetch, read_headers, resolve
+from tricks import TRICKS, BadInput, Conversion, Plan, Report, Trick, convert, make_plan, parse_trick, silent
+
+if TYPE_CHECKING:  # evals brings torch, which a list of jobs does not need
+    from celery import Celery
+
+    from evals import Evidence
+
+
+class Service:
+    """The whole service as seen from a face; a context manager, safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._stack = ExitStack()
+        self._connected: tuple[JobStore, Celery] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave Redis; an embedded one stops when nobody else uses it."""
+        with self._lock:
+            self._connected = None
+            self._stack.close()
+
+    # -- here and now ------------------------------------------------------------------------------
+
+    def plan(self, model: str, tricks: Sequence[str] = ()) -> Plan:
+        """Plan `tricks` (every known one, where none is given) for a folder or Hub model.
+
+        Raises:
+            BadInput: no such model, trick or option, or a model that cannot be planned.
+        """
+        recipe = _recipe(tricks or list(TRICKS))
+        return make_plan(read_headers(resolve(model)), recipe)
+
+    def convert(
+        self, model: str, out: Path, tricks: Sequence[str], report: Report = silent
+    ) -> tuple[Plan, Conversion]:
+        """Convert into the new folder `out`, with a card that says UNVERIFIED.
+
+        `out` appears whole, card and manifest included, or not at all.
+
+        Raises:
+            BadInput: as `plan`; or `out` exists, a trick fits nowhere, or the disk is full.
+        """
+        recipe = _recipe(tricks)
+        out = out.expanduser().absolute()
+        if out.exists() or out.is_symlink():
+            raise BadInput(f"{out} exists; name a folder that does not")
+        if not out.parent.is_dir():
+            raise BadInput(f"{out.parent} is no folder; make it first, or name another place")
+        source = resolve(model)
+        plan = make_plan(read_headers(source), recipe)
+        if not plan.fits:
+            raise BadInput(no_fit(plan))
+        if source.folder is not None and out.is_relative_to(source.folder):
+            raise BadInput(f"{out} lies inside the source; name a folder outside of {source.folder}")
+        check_space(out.parent, source.size_bytes * (1 if source.folder else 2), f"converting {source.model}")
+        # Beside `out`, so that the last step is a rename within one file system.
+        with disk_errors(), TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial-") as partial:
+            folder = fetch(source, Path(partial) / "source", report=report)
+            fresh = Path(partial) / "converted"
+            conversion = convert(plan, folder, fresh, report)
+            manifest = build_manifest(source, plan, conversion, folder)
+            write_papers(fresh, manifest=manifest, card=render_card(source, plan, None, manifest))
+            fresh.rename(out)
+        return plan, conversion
+
+    def verify(
+        self, source: str, converted: str, tasks: Sequence[str] = (), report: Report = silent
+    ) -> Evidence:
+        """Measure `converted` against `source`; each is a folder or a Hub model.
+
+        Where `converted` is a folder that Tricksmith made from these very files of `source`, the evidence is
+        laid down in it and its card is written anew.
+
+        Raises:
+            BadInput: one of the two cannot be read, or a task is unknown.
+        """
+        from evals import compare
+
+        ours, theirs = resolve(converted), resolve(source)
+        manifest = None if ours.folder is None else read_manifest(Path(ours.folder))
+        with TemporaryDirectory(prefix="tricksmith-") as scratch, disk_errors():
+            folder = fetch(theirs, Path(scratch) / "source", report=report)
+            evidence = compare(
+                folder,
+                fetch(ours, Path(scratch) / "converted", report=report),
+                lossless=manifest is None or manifest.get("lossless") is not False,
+                tasks=tasks,
+                report=report,
+            )
+            if ours.folder is not None and manifest is not None and _is_source_of(folder, manifest):
+                made_from = _as_converted(theirs, manifest)
+                plan = make_plan(read_headers(theirs), _recipe(manifest["recipe"]))
+                card = render_card(made_from, plan, evidence, manifest)
+                write_papers(Path(ours.folder), card=card, evidence=evidence.to_json())
+        return evidence
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    def submit(
+        self, model: str, tricks: Sequence[str], to: str, *, pr: bool = False, private: bool = False
+    ) -> Job:
+        """Queue a conversion, or find the job that does the same already.
+
+        Raises:
+            BadInput: model, trick, option or destination cannot be used as asked.
+        """
+        recipe = _recipe(tricks)
+        to = check_destination(to, None, pr)
+        source = resolve(model)
+        names = [str(trick) for trick in recipe]
+        store, app = self._connect()
+        job, new = store.create(
+            model=model if source.folder is None else source.folder,
+            tricks=names,
+            to=to,
+            pr=pr,
+            private=private,
+            source=source.to_json(),
+            key=request_key(source.key, names, to, pr=pr, private=private),
+        )
+        if new:
+            send(app, store, job)
+        return job
+
+    def job(self, job_id: str) -> Job:
+        """The job.
+
+        Raises:
+            BadInput: there is no such job; so do all that take an id.
+        """
+        return self._store.get(job_id)
+
+    def jobs(self, limit: int = 50) -> list[Job]:
+        """The newest jobs, newest first."""
+        return self._store.latest(limit)
+
+    def events(self, job_id: str, after: str = "0", block_ms: int = 0) -> list[Event]:
+        """What the job told after the event id `after`; waits up to `block_ms` where that is nothing yet."""
+        store = self._store
+        store.get(job_id)
+        return store.events(job_id, after, block_ms)
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a queued job, or ask a running one to stop."""
+        return self._store.cancel(job_id)
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again; a failed one goes on at the stage it was in."""
+        store, app = self._connect()
+        job = store.retry(job_id)
+        send(app, store, job)
+        return job
+
+    def card(self, job_id: str) -> str | None:
+        """The card that the job published, as Markdown."""
+        return self._paper(job_id, "card")
+
+    def evidence(self, job_id: str) -> Evidence | None:
+        """What the job measured."""
+        from evals import Evidence
+
+        text = self._paper(job_id, "evidence")
+        return None if text is None else Evidence.from_json(json.loads(text))
+
+    def job_plan(self, job_id: str) -> Plan | None:
+        """The plan that the job carries out."""
+        text = self._paper(job_id, "plan")
+        return None if text is None else Plan.from_json(json.loads(text))
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _paper(self, job_id: str, name: str) -> str | None:
+        store = self._store
+        store.get(job_id)
+        return store.paper(job_id, name)
+
+    @property
+    def _store(self) -> JobStore:
+        return self._connect()[0]
+
+    def _connect(self) -> tuple[JobStore, Celery]:
+        with self._lock:
+            if self._connected is None:
+                url = self._stack.enter_context(running_redis(self.settings))
+                store, app = JobStore(url), make_app(url)
+                self._stack.callback(store.close)
+                self._stack.callback(app.close)
+                self._connected = store, app
+            return self._connected
+
+
+def _recipe(texts: Sequence[str]) -> list[Trick]:
+    """Parse tricks.
+
+    Raises:
+        BadInput: none, an unknown one, or one twice.
+    """
+    recipe = [parse_trick(text) for text in texts]
+    if not recipe:
+        raise BadInput(f"no trick given; known: {', '.join(sorted(TRICKS))}")
+    names = [trick.name for trick in recipe]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"{name} is given twice; give it once")
+    return recipe
+
+
+def _is_source_of(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the files in `folder` are those that the manifest's conversion read."""
+    files = manifest["source"]["files"]
+    try:
+        return bool(file_digests(folder, files) == files)
+    except BadInput:
+        return False
+
+
+def _as_converted(source: Source, manifest: dict[str, Any]) -> Source:
+    """The source as the card should name it: by its Hub commit, even where a copy of it was measured."""
+    said = manifest["source"]
+    if said["kind"] != "hub" or source.folder is None:
+        return source
+    return dataclasses.replace(source, model=said["id"], commit=said["commit"], folder=None)
