@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import PreTrainedModel
-from tricks import BadInput, Report, silent
 
 from evals import harness
 from evals.evidence import Evidence
@@ -23,12 +22,24 @@ from evals.precision import WIDER, dtype_name, storage_dtype
 from evals.runs import Progress, exact_matmul, window_logits
 from evals.text import Tokens, held_out, random_tokens, text_tokens
 from evals.tokenizer import load_tokenizer, tokenizer_changes
-from evals.verdict import Check, Verdict, budget_checks, check_budget, generation_checks, noise_checks
+from evals.verdict import (
+    Check,
+    Verdict,
+    budget_checks,
+    check_budget,
+    generation_checks,
+    is_noisy,
+    noise_checks,
+)
 from evals.windows import Window, scored_tokens, windows
+from tricks import BadInput, Report, silent
 
 WINDOW = 512  # tokens of a window, where the model's context is as long
 MOST_TOKENS = 4096
 LEAST_TOKENS = 256
+NOISY_NOTE = (
+    "rounding alone moves the source by {:.2g} nats/token, so small damage could hide below its noise"
+)
 KEPT_BYTES = 2**30  # for the reference's logits, kept in memory while the other models run
 
 
@@ -67,7 +78,8 @@ def compare(
 
     Args:
         text: what to run both on; by default English text that ships with the package.
-        lossless: hold it to the source's own rounding noise alone; otherwise `budget` is what it may differ by.
+        lossless: hold it to the source's own rounding noise alone; otherwise `budget` is what it may differ
+        by.
         budget: for approximate tricks, any of `kl` (nats/token, at most), `top1` (share, at least) and
             `perplexity` (relative increase, at most); all that are given must be kept.
         tasks: lm-eval task names, or paths of task YAML files.
@@ -101,12 +113,18 @@ def compare(
         reference = _run_source(source, wide, device, text, tokens, report, notes)
         floor = _run_floor(source, storage, device, reference)
         try:
-            wide_difference, perplexity, generation = _run_wide(converted, wide, device, own_code, reference, reasons)
+            wide_difference, perplexity, generation = _run_wide(
+                converted, wide, device, own_code, reference, reasons
+            )
             storage_difference = _run_storage(converted, storage, device, own_code, reference)
         except _OtherVocabulary as difference:
             reasons.append(str(difference))
         else:
-            checks = noise_checks(floor, wide_difference, storage_difference, dtype_name(wide), dtype_name(storage))
+            checks = noise_checks(
+                floor, wide_difference, storage_difference, dtype_name(wide), dtype_name(storage)
+            )
+            if is_noisy(floor):
+                notes.append(NOISY_NOTE.format(floor.divergence))
             checks += generation_checks(generation, floor)
             budgeted = budget_checks(limits, storage_difference, perplexity)
     verdict, failures = _judge(reasons, checks, budgeted, lossless)
@@ -154,7 +172,9 @@ def _run_source(
 ) -> _Reference:
     with loaded(folder, dtype, device) as found:
         if found.missing:
-            raise BadInput(f"{folder} lacks weights that its model needs ({_few(found.missing)}); fetch it again")
+            raise BadInput(
+                f"{folder} lacks weights that its model needs ({_few(found.missing)}); fetch it again"
+            )
         vocabulary = _vocabulary(found.model)
         reference = _prepare(folder, found.model, vocabulary, dtype, text, limit, report, notes)
         for window, logits in zip(
@@ -164,7 +184,9 @@ def _run_source(
             reference.losses.append(token_losses(logits, window.targets))
         reference.vocabulary = reference.logits[0].shape[-1]
         if not all(bool(torch.isfinite(logits.amax(-1)).all()) for logits in reference.logits):
-            raise BadInput(f"{folder} itself gives NaN or infinite logits in {dtype_name(dtype)}; its weights are damaged")
+            raise BadInput(
+                f"{folder} itself gives NaN or infinite logits in {dtype_name(dtype)}; give an intact model"
+            )
         reference.continuations = _generate(found.model, reference)
     return reference
 
@@ -188,12 +210,17 @@ def _prepare(
         origin = "held-out text of the package" if text is None else "text given by the user"
         tokens = text_tokens(tokenizer, held_out() if text is None else text, count, origin)
     elif text is not None:
-        raise BadInput(f"{folder} has no tokenizer that loads, so the text cannot be used; leave the text out")
+        raise BadInput(
+            f"{folder} has no tokenizer that loads, so the text cannot be used; leave the text out"
+        )
     else:
         tokens = random_tokens(vocabulary, count)
         notes.append("the source has no tokenizer that loads: run on random token ids, without a perplexity")
     if int(tokens.ids.max()) >= vocabulary:
-        raise BadInput(f"{folder}'s tokenizer gives id {int(tokens.ids.max())}, its model knows {vocabulary}; they do not belong together")
+        raise BadInput(
+            f"{folder} has a tokenizer with id {int(tokens.ids.max())} but a model of {vocabulary} tokens; "
+            "give a folder where they belong together"
+        )
     context = context_length(model) or WINDOW
     length = min(WINDOW, context)
     if length < 4:
@@ -242,7 +269,9 @@ def _run_storage(
     return comparison.result()
 
 
-def _add_all(comparison: LogitComparison, model: PreTrainedModel, reference: _Reference) -> list[torch.Tensor]:
+def _add_all(
+    comparison: LogitComparison, model: PreTrainedModel, reference: _Reference
+) -> list[torch.Tensor]:
     """Run `model` over the windows into `comparison`; its losses, one tensor a window."""
     losses = []
     runs = window_logits(model, reference.windows, reference.progress)
@@ -263,7 +292,9 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 def _check_vocabulary(found: int, reference: _Reference) -> None:
     if found != reference.vocabulary:
-        raise _OtherVocabulary(f"the converted model predicts over {found} tokens, the source over {reference.vocabulary}")
+        raise _OtherVocabulary(
+            f"the converted model predicts over {found} tokens, the source over {reference.vocabulary}"
+        )
 
 
 def _few(names: Sequence[str]) -> str:

@@ -19,9 +19,9 @@ class Evidence:
     """What was measured, the limits it was held to, and the verdict.
 
     `floor`, `wide` and `storage` are compared with one reference, the source in the wider dtype (see
-    `evals.verdict`); they are None only where the two models cannot be run on the same tokens. `reasons` say why the
-    verdict is `different`; `notes` what a reader should know besides. `tasks` maps an lm-eval task and metric to
-    the source's and the converted model's score.
+    `evals.verdict`); they are None only where the two models cannot be run on the same tokens. `reasons` say
+    why the verdict is `different`; `notes` what a reader should know besides. `tasks` maps an lm-eval task
+    and metric to the source's and the converted model's score.
     """
 
     verdict: Verdict
@@ -59,7 +59,8 @@ class Evidence:
                 reasons=tuple(data["reasons"]),
                 notes=tuple(data["notes"]),
                 checks=tuple(
-                    Check(c["name"], float(c["value"]), float(c["limit"]), bool(c["least"])) for c in data["checks"]
+                    Check(c["name"], float(c["value"]), float(c["limit"]), bool(c["least"]))
+                    for c in data["checks"]
                 ),
                 floor=_logits(data["floor"]),
                 wide=_logits(data["wide"]),
@@ -87,19 +88,28 @@ class Evidence:
                 ),
                 (
                     "same best token",
-                    f"{self.wide.top1:.2%} of {self.wide.positions} positions (source in {storage_name}: {self.floor.top1:.2%})",
+                    f"{self.wide.top1:.2%} of {self.wide.positions} positions "
+                    f"(source in {storage_name}: {self.floor.top1:.2%})",
                 ),
             ]
         if self.perplexity:
             p = self.perplexity
             lines.append(
-                ("perplexity", f"{p.source:.4f} source, {p.converted:.4f} converted ({p.difference:+.1e} nats/token)")
+                (
+                    "perplexity",
+                    f"{p.source:.4f} source, {p.converted:.4f} converted ({p.difference:+.1e} nats/token)",
+                )
             )
         if self.generation:
             lines.append(("greedy generation", describe_generation(self.generation)))
         for task, metrics in self.tasks.items():
             for metric, scores in metrics.items():
-                lines.append((f"{task} {metric}", f"{scores['source']:.4f} source, {scores['converted']:.4f} converted"))
+                lines.append(
+                    (
+                        f"{task} {metric}",
+                        f"{scores['source']:.4f} source, {scores['converted']:.4f} converted",
+                    )
+                )
         return lines
 
     def _against_limit(self, check: int, unit: str) -> str:
@@ -114,7 +124,7 @@ def describe_generation(generation: Generation) -> str:
         return f"identical ({scale})"
     return (
         f"{generation.same} of {generation.prompts} identical ({scale}); first divergence at new token "
-        f"{generation.first_divergence}, where the source's choice led by at most {generation.lead:.2g} logits"
+        f"{generation.first_divergence}, where the source's choice led by {generation.lead:.2g} at most"
     )
 
 
@@ -122,13 +132,15 @@ def _logits(data: dict[str, Any] | None) -> LogitDifference | None:
     if data is None:
         return None
     numbers = {"largest", "mean", "rms", "divergence", "largest_divergence", "top1"}
-    return LogitDifference(**{key: float(value) if key in numbers else value for key, value in data.items()})
+    fields: dict[str, Any] = {key: float(value) if key in numbers else value for key, value in data.items()}
+    return LogitDifference(**fields)
 
 
 def _perplexity(data: dict[str, Any] | None) -> Perplexity | None:
     if data is None:
         return None
-    return Perplexity(**{key: value if key == "tokens" else float(value) for key, value in data.items()})
+    fields: dict[str, Any] = {key: value if key == "tokens" else float(value) for key, value in data.items()}
+    return Perplexity(**fields)
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -14,7 +15,8 @@ NEW_TOKENS = 48
 
 @dataclass(frozen=True)
 class Continuations:
-    """`tokens` `(prompts, new)`, and by how much the best logit led the second best at each step, same shape."""
+    """`tokens` `(prompts, new)`, and by how much the best logit led the second best at each step, same
+    shape."""
 
     tokens: torch.Tensor
     lead: torch.Tensor
@@ -24,8 +26,9 @@ class Continuations:
 class Generation:
     """Both models' greedy continuations of the same prompts.
 
-    `same` prompts went on identically. `first_divergence` is the earliest new token (counted from 0) that differs in
-    any prompt. `lead` is the largest lead, in logits, that the source's own choice had where a prompt first
+    `same` prompts went on identically. `first_divergence` is the earliest new token (counted from 0) that
+    differs in any prompt. `lead` is the largest lead, in logits, that the source's own choice had where a
+    prompt first
     diverged: a lead within the noise is a tie that either model may break either way.
     """
 
@@ -55,7 +58,8 @@ def pick_prompts(ids: torch.Tensor, bos: int | None, context: int) -> torch.Tens
 def continue_greedily(model: PreTrainedModel, prompts: torch.Tensor, context: int) -> Continuations:
     """Go on after each prompt with the best token each time, through the model's own cache.
 
-    The model's `generation_config.json` is set aside: an end token or a repetition penalty would compare settings.
+    The model's `generation_config.json` is set aside: an end token or a repetition penalty would compare
+    settings.
     """
     new = max(1, min(NEW_TOKENS, context - prompts.shape[1]))
     plain = GenerationConfig(
@@ -69,7 +73,8 @@ def continue_greedily(model: PreTrainedModel, prompts: torch.Tensor, context: in
     )
     model.generation_config = plain
     inputs = prompts.to(model.device)
-    out = model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=plain)
+    generate: Any = model.generate  # its declared type is lost in a decorator
+    out = generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=plain)
     best = torch.stack([step.topk(2, dim=-1).values for step in out.logits], dim=1)  # (prompts, new, 2)
     lead = (best[..., 0] - best[..., 1]).double().cpu()
     return Continuations(out.sequences[:, prompts.shape[1] :].cpu(), lead)

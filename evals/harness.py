@@ -24,7 +24,9 @@ def check_tasks(tasks: Sequence[str]) -> None:
         manager = _lm_eval().tasks.TaskManager()
         unknown = [task for task in unknown if task not in manager.all_tasks]
     if unknown:
-        raise BadInput(f"lm-eval knows no task {unknown[0]!r}; give a name of its list or the path of a task YAML file")
+        raise BadInput(
+            f"lm-eval knows no task {unknown[0]!r}; give a name of its list or the path of a task YAML file"
+        )
 
 
 def run_tasks(
@@ -40,7 +42,9 @@ def run_tasks(
     before = _scores(tasks, source, dtype, device, False)
     after = _scores(tasks, converted, dtype, device, own_code)
     return {
-        task: {metric: {"source": score, "converted": after[task][metric]} for metric, score in metrics.items()}
+        task: {
+            metric: {"source": score, "converted": after[task][metric]} for metric, score in metrics.items()
+        }
         for task, metrics in before.items()
     }
 
@@ -59,7 +63,9 @@ def _scores(
             log_samples=False,
             bootstrap_iters=0,
         )
-    except Exception as error:  # tasks are other people's code and data; whatever they raise, this task did not run
+    except (
+        Exception
+    ) as error:  # tasks are other people's code and data; whatever they raise, this task did not run
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(f"lm-eval could not run {', '.join(tasks)} on {folder}: {first}") from error
     return {task: _metrics(figures) for task, figures in results["results"].items()}

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 import torch
 
 ROWS = 64  # rows worked on at once: 64 x 128k vocabulary x float64 is 64 MiB a temporary
-MASKED = -1e30  # models that forbid tokens write the dtype's least number there; no difference is taken of those
+MASKED = (
+    -1e30
+)  # models that forbid tokens write the dtype's least number there; no difference is taken of those
 
 
 @dataclass(frozen=True)
 class LogitDifference:
     """Two models' next-token logits over the same scored positions, reference first.
 
-    Figures over all positions and the whole vocabulary: `largest`, `mean` and `rms` of the absolute difference of
-    the raw logits; `divergence` and `largest_divergence`, mean and maximum over positions of the Kullback-Leibler
-    divergence in nats from the reference to the other; `top1`, the share of positions with the same best token.
-    `not_finite` counts NaN and Inf in either model's logits; the other figures are NaN where it is not 0.
-    `identical` says that all logits agree bit for bit.
+    Figures over all positions and the whole vocabulary: `largest`, `mean` and `rms` of the absolute
+    difference of the raw logits; `divergence` and `largest_divergence`, mean and maximum over positions of
+    the Kullback-Leibler divergence in nats from the reference to the other; `top1`, the share of positions
+    with the same best token. `not_finite` counts NaN and Inf in either model's logits; the other figures are
+    NaN where it is not 0. `identical` says that all logits agree bit for bit.
     """
 
     reference: str
@@ -94,8 +96,9 @@ class LogitComparison:
 def kl_divergence(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """KL(softmax a || softmax b) in nats for each row, from float64 logits `(rows, vocabulary)` -> `(rows,)`.
 
-    Written as the sum of p (e^d - 1 - d) with d = log q - log p: the same number, as q sums to one, but every term
-    is at least 0, so that divergences far below float64's epsilon (nearly equal models) do not drown in cancellation.
+    Written as the sum of p (e^d - 1 - d) with d = log q - log p: the same number, as q sums to one, but every
+    term is at least 0, so that divergences far below float64's epsilon (nearly equal models) do not drown in
+    cancellation.
     """
     log_p = a.log_softmax(-1)
     d = b.log_softmax(-1) - log_p

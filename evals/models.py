@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
+
 from tricks import BadInput
 
 
@@ -37,7 +38,7 @@ def loaded(folder: Path, dtype: torch.dtype, device: str, own_code: bool = False
     """
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            both: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=dtype,
                 trust_remote_code=own_code,
@@ -46,11 +47,18 @@ def loaded(folder: Path, dtype: torch.dtype, device: str, own_code: bool = False
                 low_cpu_mem_usage=True,
                 output_loading_info=True,
             )
-    except Exception as error:  # whatever transformers and the model's code raise, the user asked for this folder
+    except (
+        Exception
+    ) as error:  # whatever transformers and the model's code raise, the user asked for this folder
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BadInput(f"{folder} does not load as a causal LM in transformers {transformers.__version__}: {first}") from error
+        raise BadInput(
+            f"{folder} does not load as a causal LM in transformers {transformers.__version__}: {first}"
+        ) from error
+    model: PreTrainedModel = both[0]
+    missing_keys = both[1]["missing_keys"]
+    del both
     parameters = {name for name, _ in model.named_parameters()}
-    missing = tuple(sorted(parameters.intersection(info["missing_keys"])))
+    missing = tuple(sorted(parameters.intersection(missing_keys)))
     try:
         yield Loaded(model.to(device).eval(), missing)
     finally:

@@ -12,8 +12,8 @@ import torch
 class Perplexity:
     """Both models' perplexity over the same scored tokens.
 
-    `difference` is converted minus source in nats per token, `standard_error` that of its mean with the tokens
-    taken as independent, `largest` the largest absolute difference on one token.
+    `difference` is converted minus source in nats per token, `standard_error` that of its mean with the
+    tokens taken as independent, `largest` the largest absolute difference on one token.
     """
 
     tokens: int

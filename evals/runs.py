@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
-from tricks import Report
 
 from evals.windows import Window
+from tricks import Report
 
 
 class Progress:
@@ -25,7 +25,9 @@ class Progress:
         self._report("tokens", self._done, self._total)
 
 
-def window_logits(model: PreTrainedModel, windows: Sequence[Window], progress: Progress) -> Iterator[torch.Tensor]:
+def window_logits(
+    model: PreTrainedModel, windows: Sequence[Window], progress: Progress
+) -> Iterator[torch.Tensor]:
     """The logits that score each window's targets, `(targets, vocabulary)`, on the CPU."""
     for window in windows:
         with torch.inference_mode():

@@ -34,8 +34,12 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         return None
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception:  # a missing package, an unknown class: the comparison can go on with random ids, and says so
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
+            )
+    except (
+        Exception
+    ):  # a missing package, an unknown class: the comparison can go on with random ids, and says so
         return None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
@@ -44,8 +48,9 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
 def tokenizer_changes(source: Path, converted: Path) -> tuple[list[str], list[str]]:
     """What is wrong with the converted folder's tokenizer, and what is merely written differently.
 
-    A conversion copies these files byte for byte, and then there is nothing to say. Files of the same content in
-    another spelling (a `save_pretrained` in between) are no change; a token, a rule or a template that differs is.
+    A conversion copies these files byte for byte, and then there is nothing to say. Files of the same content
+    in another spelling (a `save_pretrained` in between) are no change; a token, a rule or a template that
+    differs is.
     """
     wrong: list[str] = []
     differing: list[str] = []
@@ -60,7 +65,9 @@ def tokenizer_changes(source: Path, converted: Path) -> tuple[list[str], list[st
     if before is None and after is None:
         wrong.append(f"tokenizer files differ and cannot be loaded to compare: {names}")
     elif before is None or after is None:
-        wrong.append(f"the {'source' if before is None else 'converted model'} has no tokenizer that loads: {names}")
+        wrong.append(
+            f"the {'source' if before is None else 'converted model'} has no tokenizer that loads: {names}"
+        )
     else:
         meaning_before, meaning_after = _meaning(before), _meaning(after)
         changed = [part for part in meaning_before if meaning_before[part] != meaning_after[part]]

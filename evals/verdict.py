@@ -1,34 +1,45 @@
 """From measured differences to a verdict: which limits there are, where they come from, and who keeps them.
 
-One reference stands for the truth: the source with its stored weights in the next wider type (bfloat16 and float16 in
-float32; float32 in float64). Three runs are compared with it on the same tokens:
+One reference stands for the truth: the source with its stored weights in the next wider type (bfloat16 and
+float16 in float32; float32 in float64). Three runs are compared with it on the same tokens:
 
 - *floor*: the source in its storage dtype. What rounding alone does to this very model on these very tokens.
-- *wide*: the converted model in the wider type. All that is left of a lossless conversion there is that each changed
-  weight was rounded once when it was stored.
+- *wide*: the converted model in the wider type. All that is left of a lossless conversion there is that
+  each changed weight was rounded once when it was stored.
 - *storage*: the converted model in the storage dtype, as it will be used.
 
-A divergence grows with the square of a small difference, so a multiple m of the floor's divergence goes with sqrt(m)
-of its RMS difference.
+A divergence grows with the square of a small difference, so a multiple m of the floor's divergence goes with
+sqrt(m) of its RMS difference.
 
-**Wide: divergence within 1/2 of the floor, RMS within sqrt(1/2), largest difference within 1 floor.** Take one folded
-linear: rounding each of its weights once does to the output what rounding each of its inputs once does (both put an
-independent relative error on every product). The storage-dtype run rounds these inputs at least twice (norm, then
-gain), and besides rounds the output and the residual stream, which no conversion does; so a clean fold lies below a
-third of the floor even where every linear of the model is folded, and well below on real models: MEASURED. A half leaves room for
-that and still is below what any structural mistake does that matters at all: a difference as large as the source's own
-rounding noise (1 floor) is twice over the limit. What stays under it is smaller than what choosing this dtype does to the
-source (rounding one layer to 8 bits, say), and this evidence does not claim to see it.
-The largest difference (one logit, and the divergence at one position) has a heavy tail and a wider limit, 1 floor:
-it is there for damage that means dilute, one row of the vocabulary or one token, which exceed it many times.
+**Wide: divergence within 1/2 of the floor, RMS within sqrt(1/2), largest logit difference within 2.** Take
+one folded linear: rounding each of its weights once does to the output what rounding each of its inputs once
+does (both put an independent relative error on every product). The storage-dtype run rounds these inputs at
+least twice (norm, then gain), and besides rounds the output and the residual stream, which no conversion
+does; so a clean fold should lie below a third of the floor even where every linear of the model is folded.
+Measured: 0.02 to 0.07 on trained models; on 140 random ones of 1 to 8 layers, with gains from 0.05 to 10 and
+of either sign, at most 0.39. A half leaves room for that, and still any structural mistake that matters is
+beyond it: a difference as large as the source's own rounding noise (1 floor) is twice over the limit. What
+stays under it (1 % on one matrix, one layer rounded to 8 bits) is less than what choosing this dtype does to
+the source, and this evidence does not claim to see it. The largest difference has a heavy tail (clean folds
+were seen at 1.1 floors) and a wider limit, 2 floors for one logit and so 4 for the divergence at one
+position: it is there for damage that means dilute, one row of the vocabulary or one token, which exceeds it
+many times.
 
-**Storage: divergence within 2 floors of the reference, RMS within sqrt(2).** The converted model in its own dtype must
-be no further from the exact source than the source itself is; a clean one is measured at 0.96 to 1.0 floors, and two
-runs' rounding noise differs by chance. This catches what only shows in the narrow type, float16 overflow above all.
+*Above a floor of 0.01 nats per token the first multiple is 1, not 1/2.* The argument is one of small errors
+that add up. Where rounding already changes what the model says, errors are amplified until they saturate and
+the two runs' noise comes out alike whatever its size (0.64 floors seen, on a random model with a floor of 0.7
+nats). The evidence is weaker there, and says so.
 
-**Generation:** greedy texts may part at a tie. They may not part where the source's choice led by more than twice the
-floor's largest difference, for no allowed change of two logits can turn that lead round; this holds the cached decode
-path to the same limit.
+
+**Storage: divergence within 4 floors of the reference, RMS within 2.** The converted model in its own dtype
+should be no further from the exact source than the source itself is; a clean one is measured at 0.96 to 1.0
+floors on trained models. Two runs' rounding noise differs by chance, though, and on random models that
+amplify it 1.4 floors were seen. The sharp limit is the other one; this one catches what only shows in the
+narrow type, float16 overflow above all.
+
+**Generation:** greedy texts may part at a tie. They may not part where the source's choice led by more than
+twice the floor's largest difference, which moves of two logits by no more than rounding moves any cannot turn
+round; this holds the cached decode path to the same limit.
 """
 
 from __future__ import annotations
@@ -38,15 +49,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tricks import BadInput
-
 from evals.generation import Generation
 from evals.logits import LogitDifference
 from evals.perplexity import Perplexity
+from tricks import BadInput
 
 WIDE_DIVERGENCE = 0.5
-STORAGE_DIVERGENCE = 2.0
-LARGEST = 1.0
+WIDE_DIVERGENCE_NOISY = 1.0
+NOISY = 0.01  # nats per token of the floor, from which small-error arguments stop holding
+STORAGE_DIVERGENCE = 4.0
+LARGEST = 2.0
 BUDGET = {
     "kl": "nats per token from source to converted",
     "top1": "least share of positions with the same best token",
@@ -95,18 +107,24 @@ def noise_checks(
 ) -> list[Check]:
     """The limits of a lossless conversion; see the module's text for the reasons."""
     root = math.sqrt
+    multiple = WIDE_DIVERGENCE_NOISY if is_noisy(floor) else WIDE_DIVERGENCE
     return [
-        Check(f"KL divergence in {wide_name}", wide.divergence, WIDE_DIVERGENCE * floor.divergence),
-        Check(f"RMS logit difference in {wide_name}", wide.rms, root(WIDE_DIVERGENCE) * floor.rms),
+        Check(f"KL divergence in {wide_name}", wide.divergence, multiple * floor.divergence),
+        Check(f"RMS logit difference in {wide_name}", wide.rms, root(multiple) * floor.rms),
         Check(f"largest logit difference in {wide_name}", wide.largest, LARGEST * floor.largest),
         Check(
             f"largest KL divergence at one position in {wide_name}",
             wide.largest_divergence,
-            LARGEST * floor.largest_divergence,
+            LARGEST**2 * floor.largest_divergence,
         ),
         Check(f"KL divergence in {storage_name}", storage.divergence, STORAGE_DIVERGENCE * floor.divergence),
         Check(f"RMS logit difference in {storage_name}", storage.rms, root(STORAGE_DIVERGENCE) * floor.rms),
     ]
+
+
+def is_noisy(floor: LogitDifference) -> bool:
+    """Whether rounding to its storage dtype already changes what the source says."""
+    return floor.divergence > NOISY
 
 
 def generation_checks(generation: Generation, floor: LogitDifference) -> list[Check]:
@@ -114,7 +132,7 @@ def generation_checks(generation: Generation, floor: LogitDifference) -> list[Ch
     if generation.lead is None:
         return []
     name = "lead of the source's own choice where greedy generation parted"
-    return [Check(name, generation.lead, 2 * LARGEST * floor.largest)]
+    return [Check(name, generation.lead, 2 * floor.largest)]
 
 
 def budget_checks(

@@ -19,8 +19,9 @@ class Window:
 def windows(ids: torch.Tensor, length: int, stride: int, bos: int | None = None) -> Iterator[Window]:
     """Windows of at most `length` inputs that score every token of `ids` once.
 
-    Each window but the first scores at most `stride` new tokens and sees at least `length - stride` tokens before
-    them. The first token of all is scored only when a `bos` stands before it; `bos` leads every window.
+    Each window but the first scores at most `stride` new tokens and sees at least `length - stride` tokens
+    before them. The first token of all is scored only when a `bos` stands before it; `bos` leads every
+    window.
 
     Args:
         ids: token ids, `(tokens,)`.
