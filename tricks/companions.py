@@ -24,7 +24,7 @@ _FOLDERS = ("*", "additional_chat_templates/*")
 
 
 def companions(names: Iterable[str]) -> list[str]:
-    """The names, relative to the model's folder with forward slashes, that travel with its weights; sorted."""
+    """The names (relative, forward slashes) that travel with the weights, sorted."""
     return sorted({name for name in names if _WANTED.fullmatch(name) and not _UNWANTED.fullmatch(name)})
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,23 @@ def test_scaling_rounds_exactly_once(
     shape = (-1, 1) if axis == 0 else (1, -1)
     exact = weight.double() * (offset + gain.double()).view(shape)
     assert torch.equal(result, exact.to(stored))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 3 MB, half of what the model needs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
+    with pytest.raises(BadInput, match=r"disk of .* is full; free 0\.01 GB"):
+        convert(plan_for(TINY), TINY, small_disk / "out")
+    assert list(small_disk.iterdir()) == []
