@@ -134,9 +134,7 @@ def guarded(run: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    # What the model libraries would print, or send home, is not what the user asked for.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Nothing is sent home unasked.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         code = run()

@@ -63,10 +63,11 @@ def convert(args: argparse.Namespace) -> int:
     """Convert in this process."""
     progress = Progress(sys.stderr)
     with _answer(args.json) as answer:
-        progress.stage("convert")
         out = Path(args.out)
         try:
-            made, conversion = Service(Settings.from_env()).convert(args.model, out, args.trick, progress)
+            made, conversion = Service(Settings.from_env()).convert(
+                args.model, out, args.trick, progress.within("convert")
+            )
         except BaseException:
             progress.end("✕")
             raise
@@ -87,9 +88,10 @@ def verify(args: argparse.Namespace) -> int:
     """Compare two models."""
     progress = Progress(sys.stderr)
     with _answer(args.json) as answer:
-        progress.stage("verify")
         try:
-            evidence = Service(Settings.from_env()).verify(args.source, args.converted, args.task, progress)
+            evidence = Service(Settings.from_env()).verify(
+                args.source, args.converted, args.task, progress.within("verify")
+            )
         except BaseException:
             progress.end("✕")
             raise

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from tricks.progress import Report
 from ui.text import amount, duration, rate, share
 
 _BAR = 20
@@ -64,6 +65,18 @@ class Progress:
         if now - self._drawn >= (_REDRAW_S if self._tty else _PLAIN_S):
             self._drawn = now
             self._draw()
+
+    def within(self, name: str) -> Report:
+        """A `Report` for work that is all one stage; the stage begins with its first report.
+
+        So a request that is refused at once leaves nothing but the refusal.
+        """
+
+        def report(unit: str, done: int, total: int) -> None:
+            self.stage(name)
+            self(unit, done, total)
+
+        return report
 
     def end(self, mark: str = "✓") -> None:
         """Finish the stage's line; `mark` stands before it."""

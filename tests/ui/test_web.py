@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ui.screenshots import CHROMIUM, browser, served
 if not CHROMIUM.exists():
     pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
 
-SLOW_MS = 90_000
+SLOW_MS = 300_000
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +84,8 @@ def test_from_form_to_card(page: Page, url: str, model: Path, tmp_path: Path) ->
     expect(page.locator("#outcome")).to_contain_text("Equivalent", timeout=SLOW_MS)
 
 
-def test_cancel_and_retry(page: Page, url: str, model: Path, tmp_path: Path) -> None:
-    # A source of its own: the same request as another test's would be that test's job.
-    source = tmp_path / "source"
-    shutil.copytree(model, source)
-    fill(page, url, str(source), str(tmp_path / "out"))
+def test_cancel_and_retry(page: Page, url: str, small_model: Path, tmp_path: Path) -> None:
+    fill(page, url, str(small_model), str(tmp_path / "out"))
     page.locator("#submit:enabled").click(timeout=SLOW_MS)
     page.wait_for_url("**/job?id=*", timeout=SLOW_MS)
     page.get_by_role("button", name="Cancel").click(timeout=SLOW_MS)
