@@ -294,7 +294,7 @@ class JobStore:
             PREFIX + "unsent",
         ]
         made = self._create(keys=keys, args=[PREFIX, job.id, job.created, "", *record])
-        return (job, True) if made == job.id else (self.get(made), False)
+        return self.get(made), made == job.id
 
     def sent(self, job_id: str) -> None:
         """The job's message is in Celery's queue."""

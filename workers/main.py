@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def run_worker(
     Returns:
         The exit code.
     """
+    settings = replace(settings, concurrency=concurrency or settings.concurrency)
     stops = threading.Event()
     with running_redis(settings) as url:
         store = JobStore(url)
@@ -57,7 +59,7 @@ def run_worker(
         threading.Thread(target=look_after_lost_jobs, name="recover", daemon=True).start()
         worker = app.Worker(
             pool="threads",
-            concurrency=concurrency or settings.concurrency,
+            concurrency=settings.concurrency,
             queues=list(queues),
             loglevel="INFO",
             without_gossip=True,

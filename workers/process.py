@@ -46,9 +46,10 @@ class Crashed(TricksmithError):
     """The child ended without an answer, or with an error that nobody foresaw."""
 
 
-def child_environment(folder: Path, env: Mapping[str, str] | None = None) -> dict[str, str]:
+def child_environment(folder: Path, env: Mapping[str, str] | None = None, jobs: int = 1) -> dict[str, str]:
     """What a child may see: no token, no password, no address; and a Hugging Face home of its own.
 
+    It gets its share of the cores where `jobs` of them run side by side, unless the operator set one.
     A list of what is kept, not of what is dropped: secrets have any name.
     """
     env = os.environ if env is None else env
@@ -59,6 +60,7 @@ def child_environment(folder: Path, env: Mapping[str, str] | None = None) -> dic
     }
     home = str(folder / "hf")
     packages = str(Path(__file__).resolve().parents[1])
+    kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     return kept | {
         "HF_HOME": home,
         "HF_TOKEN_PATH": home + "/no-token",
@@ -75,13 +77,14 @@ def child_environment(folder: Path, env: Mapping[str, str] | None = None) -> dic
 class ChildProcess:
     """One child; a context manager that leaves no process behind."""
 
-    def __init__(self, folder: Path, stop: Callable[[], bool], grace: float) -> None:
+    def __init__(self, folder: Path, stop: Callable[[], bool], grace: float, jobs: int = 1) -> None:
         """Start it with its log and its Hugging Face home in `folder`.
 
         Args:
             folder: the job's work folder.
             stop: asked ten times a second; True ends what the child does, with `Cancelled`.
             grace: seconds in which a child that was asked to stop may do so by itself.
+            jobs: how many of them share this machine.
         """
         self._stop = stop
         self._grace = grace
@@ -94,7 +97,7 @@ class ChildProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,
-                env=child_environment(folder),
+                env=child_environment(folder, jobs=jobs),
                 start_new_session=True,
             )
         self._left = b""

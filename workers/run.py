@@ -14,7 +14,6 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +77,7 @@ class Run:
         self._store = store
         self._watch = watch
         self._grace = settings.grace
+        self._jobs = settings.concurrency
         self._folder = settings.work / job.id
         self._stage = Stage.RESOLVE
         self._told = 0.0
@@ -234,14 +234,14 @@ class Run:
         return self._folder / "converted"
 
     def _enter(self, stage: Stage) -> None:
-        if self._watch.stop is not None:
+        if self._stops():
             raise Cancelled("cancelled")
         self._stage = stage
         self._told = 0.0
         self._store.stage(self._job.id, self._owner, stage)
 
     def _report(self, unit: str, done: int, total: int) -> None:
-        if self._watch.stop is not None:
+        if self._stops():
             raise Cancelled("cancelled")
         now = time.monotonic()
         if now - self._told >= REPORT_EVERY or done == total:
@@ -252,8 +252,13 @@ class Run:
         """Have the job's child do something; it is started when first needed."""
         if self._child is None:
             stops: Callable[[], bool] = lambda: self._watch.stop is not None  # noqa: E731
-            self._child = self._stack.enter_context(ChildProcess(self._folder, stops, self._grace))
+            self._child = self._stack.enter_context(
+                ChildProcess(self._folder, stops, self._grace, self._jobs)
+            )
         return self._child.ask(do, self._report, **arguments)
+
+    def _stops(self) -> bool:
+        return self._watch.stop is not None
 
     def _stop_child(self) -> None:
         if self._child is not None:
