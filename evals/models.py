@@ -47,14 +47,13 @@ def loaded(folder: Path, dtype: torch.dtype, device: str, own_code: bool = False
                 low_cpu_mem_usage=True,
                 output_loading_info=True,
             )
-    except (
-        Exception
-    ) as error:  # whatever transformers and the model's code raise, the user asked for this folder
+    except Exception as error:
+        # Whatever transformers or the model's own code raise, what the user can do is give another folder.
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(
             f"{folder} does not load as a causal LM in transformers {transformers.__version__}: {first}"
         ) from error
-    model: PreTrainedModel = both[0]
+    model = both[0]
     missing_keys = both[1]["missing_keys"]
     del both
     parameters = {name for name, _ in model.named_parameters()}
