@@ -251,10 +251,8 @@ class Run:
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Have the job's child do something; it is started when first needed."""
         if self._child is None:
-            stops: Callable[[], bool] = lambda: self._watch.stop is not None  # noqa: E731
-            self._child = self._stack.enter_context(
-                ChildProcess(self._folder, stops, self._grace, self._jobs)
-            )
+            child = ChildProcess(self._folder, self._stops, self._grace, self._jobs)
+            self._child = self._stack.enter_context(child)
         return self._child.ask(do, self._report, **arguments)
 
     def _stops(self) -> bool:
