@@ -145,10 +145,22 @@ def proof_line(plan: Plan) -> str:
     )
 
 
+_MEANING = {
+    "equivalent": "Every measured difference lies within the source's own rounding noise.",
+    "within budget": "Every measured difference lies within the stated budget.",
+}
+
+
+def reasons(evidence: Evidence) -> list[str]:
+    """Why the verdict is what it is, in words; a good one, which needs no reason, says what it means."""
+    meaning = _MEANING.get(str(evidence.verdict))
+    return list(evidence.reasons) or ([meaning] if meaning else [])
+
+
 def evidence_text(evidence: Evidence) -> str:
     """Verdict, reasons and figures, for a terminal."""
     lines = [f"Verdict: {evidence.verdict}"]
-    lines += [f"  {one_line(reason)}" for reason in evidence.reasons]
+    lines += [f"  {one_line(reason)}" for reason in reasons(evidence)]
     rows = evidence.headline()
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(

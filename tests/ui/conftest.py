@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+
+# For the processes that the tests start: on few cores, threads that spin for each other cost more than
+# they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _TINY = Path(__file__).resolve().parents[2] / "models" / "tiny-llama"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.jobs import Job, Stage, State
 from tricks import Plan
-from ui.text import ago, count, duration, group_places, proof_line, rate, savings_rows, share
+from ui.text import ago, count, duration, group_places, proof_line, rate, reasons, savings_rows, share
 
 if TYPE_CHECKING:  # evals brings torch
     from evals import Evidence
@@ -162,7 +162,7 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
     if evidence is None:
         return ""
     good = evidence.verdict.publishable
-    reasons = "".join(f"<li>{esc(reason)}</li>" for reason in evidence.reasons)
+    why = "".join(f"<li>{esc(reason)}</li>" for reason in reasons(evidence))
     figures = "".join(
         f'<tr><th scope="row">{esc(name)}</th><td>{esc(value)}</td></tr>'
         for name, value in evidence.headline()
@@ -171,7 +171,7 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
     return (
         f'<section class="ts-verdict {"ts-yes" if good else "ts-no"}">'
         f"<h2>{'✓' if good else '✕'} {esc(str(evidence.verdict).capitalize())}</h2>"
-        f'<ul>{reasons}</ul><table class="ts-figures"><tbody>{figures}</tbody></table>{where}</section>'
+        f'<ul>{why}</ul><table class="ts-figures"><tbody>{figures}</tbody></table>{where}</section>'
     )
 
 
