@@ -63,9 +63,8 @@ def _scores(
             log_samples=False,
             bootstrap_iters=0,
         )
-    except (
-        Exception
-    ) as error:  # tasks are other people's code and data; whatever they raise, this task did not run
+    except Exception as error:
+        # Tasks are other people's code and data: whatever they raise, this one did not run.
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(f"lm-eval could not run {', '.join(tasks)} on {folder}: {first}") from error
     return {task: _metrics(figures) for task, figures in results["results"].items()}

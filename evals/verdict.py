@@ -11,25 +11,26 @@ float16 in float32; float32 in float64). Three runs are compared with it on the 
 A divergence grows with the square of a small difference, so a multiple m of the floor's divergence goes with
 sqrt(m) of its RMS difference.
 
-**Wide: divergence within 2/3 of the floor, RMS within sqrt(2/3), largest logit difference within 2.** Take one
-folded linear: rounding each of its weights once does to the output what rounding each of its inputs once does
-(both put an independent relative error on every product). The storage-dtype run rounds these inputs at least
-once, the outputs too, and besides all other activations, which no conversion does; so a clean fold should lie
-below half a floor even where every linear that matters is folded. Measured: 0.02 to 0.07 on trained models; on
-240 random ones of 1 to 8 layers, with gains from 0.05 to 10 and of either sign, at most 0.47. Two thirds leave
-room for that, and still a difference as large as the source's own rounding noise (1 floor) is beyond the limit:
-a gain folded twice in one layer was measured at 0.7 to 1,100 floors, a bias lost at 0.55 (and 1.0 in RMS) to
-1,300, a swapped head at 120 to 820. What stays under it (1 % on one matrix, one layer rounded to 8 bits) is less
-than what choosing this dtype does to the source, and this evidence does not claim to see it.
+**Wide: divergence within 2/3 of the floor, RMS within sqrt(2/3), largest logit difference within 2.** Take
+one folded linear: rounding each of its weights once does to the output what rounding each of its inputs once
+does (both put an independent relative error on every product). The storage-dtype run rounds these inputs at
+least once, the outputs too, and besides all other activations, which no conversion does; so a clean fold
+should lie below half a floor even where every linear that matters is folded. Measured: 0.02 to 0.07 on
+trained models; on 240 random ones of 1 to 8 layers, with gains from 0.05 to 10 and of either sign, at most
+0.47. Two thirds leave room for that, and still a difference as large as the source's own rounding noise (1
+floor) is beyond the limit: a gain folded twice in one layer was measured at 0.7 to 1,100 floors, a bias lost
+at 0.55 (and 1.0 in RMS) to 1,300, a swapped head at 120 to 820. What stays under it (1 % on one matrix, one
+layer rounded to 8 bits) is less than what choosing this dtype does to the source, and this evidence does not
+claim to see it.
 
-The largest difference has a heavy tail (clean folds were seen at 1.1 floors) and a wider limit, 2 floors for one
-logit and so 4 for the divergence at one position: it is there for damage that means dilute, one row of the
-vocabulary or one token, which exceeds it many times.
+The largest difference has a heavy tail (clean folds were seen at 1.1 floors) and a wider limit, 2 floors for
+one logit and so 4 for the divergence at one position: it is there for damage that means dilute, one row of
+the vocabulary or one token, which exceeds it many times.
 
 Above a floor of 0.01 nats per token the first multiple is 1. The argument is one of small errors that add up;
-where rounding already changes what the model says, errors are amplified until they saturate, and any two runs'
-noise comes out alike (0.64 floors seen, on a random model with a floor of 0.7 nats). The evidence is weaker there,
-and says so.
+where rounding already changes what the model says, errors are amplified until they saturate, and any two
+runs' noise comes out alike (0.64 floors seen, on a random model with a floor of 0.7 nats). The evidence is
+weaker there, and says so.
 
 **Storage: divergence within 4 floors of the reference, RMS within 2.** The converted model in its own dtype
 should be no further from the exact source than the source itself is; a clean one is measured at 0.96 to 1.0
