@@ -27,17 +27,20 @@ _QUIET = ("no-first-run", "disable-background-networking", "disable-component-up
 _FLAGS = [f"--{flag}" for flag in ("no-sandbox", "disable-gpu", "disable-quic", *_QUIET)]
 _START_S = 60
 _JOB_MS = 120_000
+_SETTLE_MS = 600  # for what fades in
 
 
 @contextmanager
-def served(data: Path) -> Iterator[str]:
-    """Run `tricksmith serve` on this data folder in a process of its own; yields its address."""
+def served(data: Path, cwd: Path = ROOT) -> Iterator[str]:
+    """Run `tricksmith serve` on this data folder in a process of its own; yields its address.
+
+    Relative folders that are typed into its page are taken from `cwd`.
+    """
     port = _free_port()
     env = {**os.environ, "TRICKSMITH_DATA": str(data), "HF_HUB_OFFLINE": "1"}
     env.pop("REDIS_URL", None)
     command = [sys.executable, "-m", "ui.cli", "serve", "--port", str(port)]
-    # The page is meant for its owner on this machine, who may name folders relative to where it was started.
-    server = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, env=env, cwd=cwd, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         line = server.stdout.readline()
@@ -73,30 +76,33 @@ def browser() -> Iterator[Browser]:
             chromium.close()
 
 
-def take(page: Page, url: str, out: Path, images: Path) -> None:
+def take(page: Page, url: str, images: Path) -> None:
     """Drive one conversion in the browser and picture the form with its plan, and the finished job."""
     images.mkdir(parents=True, exist_ok=True)
     page.goto(url)
-    page.get_by_label("Model").fill(str(MODEL.relative_to(ROOT)))
-    page.get_by_label("Destination").fill(str(out))
+    page.get_by_label("Model").fill(f"./models/{MODEL.name}")
+    page.get_by_label("Destination").fill(f"./out/{MODEL.name}-flashnorm")
     page.get_by_role("button", name="Show plan").click()
     page.wait_for_selector(".ts-plan", timeout=_JOB_MS)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(_SETTLE_MS)
     page.screenshot(path=images / "form.png")
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?id=*")
     page.wait_for_selector("#card h1", timeout=_JOB_MS)
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(_SETTLE_MS)
+    page.set_viewport_size({"width": 1280, "height": 1060})
     page.screenshot(path=images / "job.png")
 
 
 def main() -> None:
-    """Take all pictures."""
-    with tempfile.TemporaryDirectory() as folder, browser() as chromium:
-        out = Path(folder) / "tiny-llama-flashnorm"
-        with served(Path(folder) / "data") as url:
-            page = chromium.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)
-            take(page, url, out, IMAGES)
+    """Take all pictures, in a folder of their own so that no path of this machine is in them."""
+    with tempfile.TemporaryDirectory(prefix="tricksmith-") as folder, browser() as chromium:
+        home = Path(folder)
+        shutil.copytree(MODEL, home / "models" / MODEL.name)
+        (home / "out").mkdir()
+        with served(home / "data", cwd=home) as url:
+            page = chromium.new_page(viewport={"width": 1280, "height": 720}, device_scale_factor=1.5)
+            take(page, url, IMAGES)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,14 @@ def plan_view(plan: Plan) -> str:
     return f'<section class="ts-plan">{head}<div class="ts-tiles">{tiles}</div>{proof}{table}</section>'
 
 
+def _name(model_or_place: str) -> str:
+    """A Hub id as it is; of a folder its last two parts, the whole path on pointing at it."""
+    if not model_or_place.startswith("/"):
+        return _breakable(model_or_place)
+    short = "/".join(model_or_place.rstrip("/").split("/")[-2:])
+    return f'<span title="{esc(model_or_place)}">{_breakable(short)}</span>'
+
+
 def _times(number: int) -> str:
     return f' <span class="ts-times">×{number}</span>' if number > 1 else ""
 
@@ -100,8 +108,8 @@ def job_head(job: Job, now: float) -> str:
     if job.attempts > 1:
         facts.append(f"attempt {job.attempts}")
     return (
-        f'<section class="ts-head"><div><h2>{_breakable(job.model)} <span class="ts-arrow">→</span> '
-        f'{_breakable(job.to)}</h2><p class="ts-quiet">{" · ".join(esc(f) for f in facts)}</p></div>'
+        f'<section class="ts-head"><div><h2>{_name(job.model)} <span class="ts-arrow">→</span> '
+        f'{_name(job.to)}</h2><p class="ts-quiet">{" · ".join(esc(f) for f in facts)}</p></div>'
         f"{pill(job.state)}</section>"
     )
 
@@ -184,8 +192,8 @@ def _link(target: str) -> str:
 def jobs_table(jobs: Iterable[Job], now: float) -> str:
     """The latest jobs, newest first, each with a link to its page."""
     rows = "".join(
-        f'<tr><td>{pill(job.state)}</td><td><a href="job?id={esc(job.id)}">{_breakable(job.model)} → '
-        f"{_breakable(job.to)}</a></td><td>{esc(', '.join(job.tricks))}</td><td>{esc(_standing(job))}</td>"
+        f'<tr><td>{pill(job.state)}</td><td><a href="job?id={esc(job.id)}">{_name(job.model)} → '
+        f"{_name(job.to)}</a></td><td>{esc(', '.join(job.tricks))}</td><td>{esc(_standing(job))}</td>"
         f"<td>{esc(ago(now - job.created))}</td></tr>"
         for job in jobs
     )
