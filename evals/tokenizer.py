@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
                 str(folder), trust_remote_code=False, local_files_only=True
             )
     except Exception:  # noqa: BLE001
-        # A missing package or an unknown class; tokenizers raises bare Exception. Random ids do, and it is said.
+        # A missing package or an unknown class; tokenizers raises bare Exception. Random ids do.
         return None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
