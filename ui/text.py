@@ -146,7 +146,7 @@ def proof_line(plan: Plan) -> str:
 
 
 _MEANING = {
-    "equivalent": "Every measured difference lies within the source's own rounding noise.",
+    "equivalent": "Every measured difference lies within the limits that the source's own rounding noise sets.",
     "within budget": "Every measured difference lies within the stated budget.",
 }
 
