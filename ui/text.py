@@ -146,8 +146,8 @@ def proof_line(plan: Plan) -> str:
 
 
 _MEANING = {
-    "equivalent": "Every measured difference lies within the limits that the source's own rounding noise sets.",
-    "within budget": "Every measured difference lies within the stated budget.",
+    "equivalent": "Every measured difference is within the limits that the source's rounding noise sets.",
+    "within budget": "Every measured difference is within the stated budget.",
 }
 
 
