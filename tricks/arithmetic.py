@@ -15,30 +15,20 @@ def factor(gain: torch.Tensor, offset: float) -> torch.Tensor:
     return narrow if torch.equal(narrow.double(), exact) else exact
 
 
-def working_dtype(stored: torch.dtype, *factors: torch.Tensor) -> torch.dtype:
-    """The dtype in which the product of a stored weight and the factors is exact before its final rounding.
+def working_dtype(stored: torch.dtype, along: torch.Tensor) -> torch.dtype:
+    """The dtype in which the product of a stored weight and a factor is exact before its final rounding.
 
-    A product of two 8-bit (bfloat16) or 11-bit (float16) significands fits float32's 24 bits; any other, and
-    a product of three, is computed in float64.
+    A product of two 8-bit (bfloat16) or 11-bit (float16) significands fits float32's 24 bits; any other is
+    computed in float64.
     """
-    narrow = stored in (torch.bfloat16, torch.float16) and len(factors) == 1
-    return torch.float32 if narrow and all(_is_half(f) for f in factors) else torch.float64
+    narrow = stored in (torch.bfloat16, torch.float16)
+    return torch.float32 if narrow and _is_half(along) else torch.float64
 
 
 def _is_half(values: torch.Tensor) -> bool:
     return values.dtype is torch.float32 and any(
         torch.equal(values.to(dtype).float(), values) for dtype in (torch.bfloat16, torch.float16)
     )
-
-
-def scale_rows(
-    rows: torch.Tensor, factor_along: torch.Tensor, axis: int, working: torch.dtype
-) -> torch.Tensor:
-    """`rows` times `factor_along` (1-D, broadcast along `axis`), rounded once to the dtype of `rows`."""
-    shape = [1] * rows.ndim
-    shape[axis] = -1
-    # A copy even where the dtype stays: the rows are a read-only view of the source file.
-    return rows.to(working, copy=True).mul_(factor_along.to(working).view(shape)).to(rows.dtype)
 
 
 def contract(weight: torch.Tensor, vector: torch.Tensor, axis: int) -> torch.Tensor:

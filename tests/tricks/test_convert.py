@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tricks.small_models import save_model
 from tricks import BadInput, Cancelled, Plan, convert, make_plan, parse_trick, read_checkpoint
-from tricks.arithmetic import factor, scale_rows, working_dtype
+from tricks.edits import Fill, Scale, Shift
 
 TINY = Path(__file__).parents[2] / "models" / "tiny-llama"
 
@@ -146,22 +147,38 @@ def test_a_fold_that_overflows_float16_is_refused(tmp_path: Path) -> None:
         convert(plan_for(source), source, tmp_path / "out")
 
 
-DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+SHAPES = st.sampled_from(
+    [((5, 7), 1), ((7, 5), 0), ((7,), 0), ((2, 3, 7), 2), ((2, 7, 3), 1), ((7, 2, 3), 0)]
+)
 
 
-@settings(max_examples=60, deadline=None)
-@given(DTYPES, DTYPES, st.sampled_from([0.0, 1.0]), st.integers(0, 10**6), st.integers(0, 1))
+@settings(max_examples=100, deadline=None)
+@given(DTYPES, DTYPES, st.sampled_from([0.0, 1.0]), st.integers(0, 10**6), SHAPES)
 def test_scaling_rounds_exactly_once(
-    stored: torch.dtype, gains: torch.dtype, offset: float, seed: int, axis: int
+    stored: torch.dtype, gains: torch.dtype, offset: float, seed: int, place: tuple[tuple[int, ...], int]
 ) -> None:
+    shape, axis = place
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(7, 7, generator=generator, dtype=torch.float64).to(stored)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64).to(stored)
     gain = (torch.randn(7, generator=generator, dtype=torch.float64) * 2).to(gains)
-    along = factor(gain, offset)
-    result = scale_rows(weight, along, axis, working_dtype(stored, along))
-    shape = (-1, 1) if axis == 0 else (1, -1)
-    exact = weight.double() * (offset + gain.double()).view(shape)
-    assert torch.equal(result, exact.to(stored))
+    bias = torch.randn(
+        [s for i, s in enumerate(shape) if i != axis], generator=generator, dtype=torch.float64
+    )
+    edits = (Scale("w", axis, "g", offset), Shift("b", "w", axis, "g"), Fill("g", 1.0 - offset))
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder, "source"), Path(folder, "out")
+        source.mkdir()
+        (source / "config.json").write_text("{}")
+        save_file({"w": weight, "g": gain, "b": bias}, source / "model.safetensors")
+        plan = Plan("m", "M", (), (), edits)
+        convert(plan, source, out)
+        result = load_file(out / "model.safetensors")
+    along = (offset + gain.double()).view([-1 if i == axis else 1 for i in range(len(shape))])
+    assert torch.equal(result["w"], (weight.double() * along).to(stored))
+    shifted = bias + torch.tensordot(weight.double(), gain.double(), dims=([axis], [0]))
+    assert torch.allclose(result["b"], shifted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(result["g"], torch.full_like(gain, 1.0 - offset))
 
 
 @pytest.fixture
