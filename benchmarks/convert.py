@@ -71,7 +71,8 @@ def main() -> None:
     figures["machine"] = {
         "cores": os.cpu_count(),
         "cpu": _cpu(),
-        "load_before": [round(one, 2) for one in load],
+        "load_before": load,
+        "load_after": os.getloadavg(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")}
         | {"peer": PEER},
@@ -118,11 +119,15 @@ def table(figures: Figures) -> str:
         "tricksmith": "Tricksmith, plan and FlashNorm conversion",
         "flashify": f"`flashify_repo` ({PEER})",
     }
-    lines = ["| | work, s | imports, s | peak memory, MB |", "|---|---:|---:|---:|"]
+    lines = [
+        "| | work, s | of it on the CPU, s | imports, s | peak memory, MB |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, label in labels.items():
         got = figures["medians"][name]
         lines.append(
-            f"| {label} | {got['work_s']:.2f} | {got['import_s']:.2f} | {got['peak_rss'] / 1e6:.0f} |"
+            f"| {label} | {got['work_s']:.2f} | {got['cpu_s']:.2f} "
+            f"| {got['import_s']:.2f} | {got['peak_rss'] / 1e6:.0f} |"
         )
     lines += [
         "",
@@ -193,7 +198,12 @@ def _copy(source: Path, out: Path) -> Figures:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    return {"work_s": time.perf_counter() - began, "import_s": 0.0, "peak_rss": usage.ru_maxrss * 1024}
+    return {
+        "import_s": 0.0,
+        "work_s": time.perf_counter() - began,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_rss": usage.ru_maxrss * 1024,
+    }
 
 
 def _child(python: str, module: str, source: Path, out: Path) -> Figures:

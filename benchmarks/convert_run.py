@@ -21,7 +21,7 @@ def main() -> None:
 
     from tricks import convert, make_plan, parse_trick, read_checkpoint
 
-    imported, at_import = time.perf_counter(), resident()
+    imported, at_import, cpu = time.perf_counter(), resident(), time.process_time()
     plan = make_plan(read_checkpoint(source), [parse_trick("flashnorm")])
     planned, at_plan = time.perf_counter(), peak()
     convert(plan, source, out)
@@ -30,6 +30,7 @@ def main() -> None:
         "import_s": imported - began,
         "plan_s": planned - imported,
         "work_s": done - imported,
+        "cpu_s": time.process_time() - cpu,
         "import_rss": at_import,
         "plan_rss": at_plan,
         "peak_rss": peak(),

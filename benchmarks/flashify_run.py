@@ -21,12 +21,13 @@ def main() -> None:
 
     # It asks the Hub whether the folder is a repository there; saying no at once spares it the network.
     transformer_tricks.repo_exists = lambda repo: False
-    imported, at_import = time.perf_counter(), resident()
+    imported, at_import, cpu = time.perf_counter(), resident(), time.process_time()
     transformer_tricks.flashify_repo(source, dir=out)
     done = time.perf_counter()
     figures = {
         "import_s": imported - began,
         "work_s": done - imported,
+        "cpu_s": time.process_time() - cpu,
         "import_rss": at_import,
         "peak_rss": peak(),
         "threads": torch.get_num_threads(),
