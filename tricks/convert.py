@@ -41,7 +41,7 @@ class Conversion:
 def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Conversion:
     """Carry out `plan` on the checkpoint in `source`, into the new folder `out`.
 
-    Peak memory is a few buffers of 8 MiB, whatever the model's size.
+    Peak memory is a few buffers of 2 MiB, whatever the model's size.
 
     Raises:
         BadInput: `out` exists, the plan is for another checkpoint, a gain is not finite, a folded weight

@@ -14,8 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
-BUFFER = 8 << 20
-"""Bytes of one buffer."""
+BUFFER = 2 << 20
+"""Bytes of one buffer: it stays in the processor's cache from reading through hashing to writing."""
 
 _BUFFERS = 4
 
