@@ -1,32 +1,35 @@
 """A plan carried out: shard by shard in the source's own layout, never the whole model in memory.
 
-Each output file starts with the source file's header, byte for byte: no tensor changes its shape, dtype or
-place. What no edit touches is copied byte for byte; what an edit touches passes through memory in slices.
-Everything is written to a sibling of the destination and renamed when all of it is on disk.
+A file in which no tensor changes its shape or dtype starts with the source file's header, byte for byte.
+What no edit touches is copied byte for byte; what an edit touches passes through memory in slices. Everything
+is written to a sibling of the destination and renamed when all of it is on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tricks.checkpoint import TensorInfo, read_checkpoint
+from tricks.checkpoint import read_checkpoint
 from tricks.companions import companions, files_of
 from tricks.editor import Editor
 from tricks.errors import BadInput
 from tricks.hashed_file import HashedFile
+from tricks.merged import merged
 from tricks.plan import Plan
 from tricks.progress import Report, silent
+from tricks.ship import code_fields, shipped_code
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Con
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir()
-        files = _write(work, source, partial, report)
+        files = _write(work, plan, source, partial, report)
         _sync(partial)
         partial.rename(out)
         _sync(out.parent)
@@ -67,38 +70,56 @@ def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Con
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     written = sum((out / name).stat().st_size for name in files)
-    return Conversion(files, work.bytes_read, written)
+    return Conversion(files, work.reader.bytes_read, written)
 
 
-def _write(work: Editor, source: Path, partial: Path, report: Report) -> dict[str, str]:
-    checkpoint = work.checkpoint
+def _write(work: Editor, plan: Plan, source: Path, partial: Path, report: Report) -> dict[str, str]:
     digests: dict[str, str] = {}
-    total = checkpoint.weight_bytes
+    total = work.weight_bytes
     done = 0
-    by_file: Mapping[str, list[TensorInfo]] = defaultdict(list)
-    for tensor in checkpoint.tensors.values():
-        by_file[tensor.file].append(tensor)
     report("bytes", 0, total)
     with ThreadPoolExecutor(max_workers=1) as syncing, _one_thread():
         pending = []
-        for file in checkpoint.files:
+        for file in work.files:
             with HashedFile(partial / file) as out:
                 out.put(work.header(file))
-                for tensor in sorted(by_file[file], key=lambda t: t.begin):
-                    for size in work.pour(tensor, out):
+                for value in work.tensors(file):
+                    for size in work.pour(value, out):
                         done += size
                         report("bytes", done, total)
             digests[file] = out.sha256
             pending.append(syncing.submit(_sync, partial / file))
-        index = [checkpoint.index] if checkpoint.index else []
-        for name in (*companions(files_of(source)), *index):
+        for name, data in _texts(work, plan, source):
             (partial / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, partial / name)
+            (partial / name).write_bytes(data)
             digests[name] = hashlib.sha256((partial / name).read_bytes()).hexdigest()
             pending.append(syncing.submit(_sync, partial / name))
         for future in pending:
             future.result()
     return dict(sorted(digests.items()))
+
+
+def _texts(work: Editor, plan: Plan, source: Path) -> Iterator[tuple[str, bytes]]:
+    """The files beside the weights: the source's own, byte for byte, but for what the plan changes."""
+    checkpoint = work.checkpoint
+    for name in companions(files_of(source)):
+        if name != "config.json" or not (plan.config or plan.parts):
+            yield name, (source / name).read_bytes()
+    if checkpoint.index is not None:
+        index = work.index(json.loads((source / checkpoint.index).read_bytes()))
+        own = (source / checkpoint.index).read_bytes()
+        yield checkpoint.index, own if index is None else _json(index)
+    if plan.parts:
+        yield from ((name, text.encode()) for name, text in shipped_code(plan, checkpoint.config).items())
+    if plan.config or plan.parts:
+        yield (
+            "config.json",
+            _json(merged(checkpoint.config, plan.config, code_fields(plan, checkpoint.config))),
+        )
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 @contextmanager

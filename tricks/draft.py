@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from tricks.checkpoint import Checkpoint
 from tricks.flashnorm import plan_flashnorm
+from tricks.merged import merged
 from tricks.model import build, read_config, read_wiring
 from tricks.plan import Plan
-from tricks.recipe import Trick
+from tricks.recipe import TRICKS, Trick
+from tricks.subject import Draft, Subject
+
+PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {"flashnorm": plan_flashnorm}
+"""Trick name -> the function that plans it."""
 
 
 def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
-    """A plan without its proof."""
+    """A plan without its proof; the tricks are carried out in the order of `TRICKS`."""
     config = read_config(checkpoint.config, checkpoint.name)
     model = build(config, "meta", torch.float32)
-    wiring = read_wiring(model)
-    fold = plan_flashnorm(model, wiring, checkpoint)
+    subject = Subject(model, read_wiring(model), checkpoint, config)
+    order = list(TRICKS)
+    drafts = [
+        PLANNERS[trick.name](subject, trick) for trick in sorted(tricks, key=lambda t: order.index(t.name))
+    ]
     return Plan(
         model=checkpoint.name,
         architecture=type(model).__name__,
         tricks=tuple(tricks),
-        places=tuple(fold.places),
-        edits=tuple(fold.edits),
-        savings={
-            "norms": len(fold.places),
-            "norms_folded": sum(place.fits for place in fold.places),
-            "gain_elements_folded": fold.gain_elements,
-            "weight_bytes_saved": 0,
-        },
+        places=tuple(place for draft in drafts for place in draft.places),
+        edits=tuple(edit for draft in drafts for edit in draft.edits),
+        savings={name: count for draft in drafts for name, count in draft.savings.items()},
+        lossless=all(draft.lossless for draft in drafts),
+        config=merged(*(draft.config for draft in drafts)),
+        parts=tuple(part for draft in drafts for part in draft.parts),
+        stock_loads=all(draft.stock_loads for draft in drafts),
     )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
-import os
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tricks.arithmetic import TORCH, contract, factor, working_dtype
-from tricks.checkpoint import WIDTHS, Checkpoint, TensorInfo
-from tricks.edits import Edit, Fill, Scale, Shift
+from tricks.arithmetic import TORCH, working_dtype
+from tricks.checkpoint import WIDTHS, Checkpoint
+from tricks.edits import Center, Drop, Edit, Fill, Make, Scale, Shift
 from tricks.errors import BadInput
 from tricks.hashed_file import BUFFER, HashedFile
+from tricks.operations import Value, whole
+from tricks.stored import Reader, Stored
+from tricks.values import Call, Centred, Filled, Made, Scaled, Shifted, blocks
 
 _BLOCK = 1 << 17
 """Elements that are scaled at a time: they and their wide copy stay in the processor's cache."""
+
+_LARGEST_HALF = 65519.99
+"""Whatever is larger rounds to infinity in float16."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class _Grid:
 
 
 class Editor:
-    """The edits of a checkpoint, grouped by tensor; the vectors they need are read and checked at once.
+    """The result of a plan's edits: which files, which tensors in them, and their bytes.
 
     Raises:
         BadInput: an edit names a tensor that is not there, or a gain holds NaN or Inf.
@@ -46,35 +52,48 @@ class Editor:
 
     def __init__(self, source: Path, checkpoint: Checkpoint, edits: tuple[Edit, ...]) -> None:
         self.checkpoint = checkpoint
-        self.bytes_read = 0
-        self._source = source
-        self._starts: dict[str, int] = {}
-        for file in checkpoint.files:
-            with (source / file).open("rb") as opened:
-                self._starts[file] = 8 + int.from_bytes(opened.read(8), "little")
-        self._edits: dict[str, list[Edit]] = defaultdict(list)
-        self._factors: dict[tuple[str, float], torch.Tensor] = {}
-        self._vectors: dict[str, torch.Tensor] = {}
+        self.reader = Reader(source, checkpoint)
+        self._values: dict[str, Value] = {}
+        self._file: dict[str, str] = {}
+        self._call: Call | None = None
+        for info in sorted(checkpoint.tensors.values(), key=lambda t: (t.file, t.begin)):
+            self._values[info.name] = Stored(self.reader, info)
+            self._file[info.name] = info.file
         for edit in edits:
-            self._take(edit)
+            self._apply(edit)
 
-    def _take(self, edit: Edit) -> None:
-        names = [edit.tensor]
-        names += [edit.gain] if isinstance(edit, Scale) else []
-        names += [edit.weight, edit.by] if isinstance(edit, Shift) else []
-        for name in names:
-            if name not in self.checkpoint.tensors:
-                raise BadInput(
-                    f"{self.checkpoint.name} has no tensor {name}; the plan was made for another checkpoint"
-                )
-        self._edits[edit.tensor].append(edit)
-        if isinstance(edit, Scale):
-            self._factors[edit.gain, edit.offset] = factor(self._vector(edit.gain), edit.offset)
-        elif isinstance(edit, Shift):
-            self._vectors[edit.by] = self._vector(edit.by)
+    def _apply(self, edit: Edit) -> None:
+        match edit:
+            case Make():
+                inputs = {role: self._value(name) for role, name in edit.inputs.items()}
+                call = Call(edit.operation, inputs, edit.options)
+                file = self._file[next(iter(edit.inputs.values()))]
+                for role, new in edit.outputs.items():
+                    self._values[new.name] = Made(call, role, new)
+                    self._file.setdefault(new.name, file)
+            case Drop():
+                self._value(edit.tensor)
+                del self._values[edit.tensor], self._file[edit.tensor]
+            case Scale():
+                gain = self._vector(edit.gain)
+                self._values[edit.tensor] = Scaled(self._value(edit.tensor), edit.axis, gain, edit.offset)
+            case Shift():
+                base, weight = self._value(edit.tensor), self._value(edit.weight)
+                self._values[edit.tensor] = Shifted(base, weight, edit.axis, self._vector(edit.by))
+            case Fill():
+                self._values[edit.tensor] = Filled(self._value(edit.tensor), edit.value)
+            case Center():
+                self._values[edit.tensor] = Centred(self._value(edit.tensor), edit.axis)
+
+    def _value(self, name: str) -> Value:
+        if name not in self._values:
+            raise BadInput(
+                f"{self.checkpoint.name} has no tensor {name}; the plan was made for another checkpoint"
+            )
+        return self._values[name]
 
     def _vector(self, name: str) -> torch.Tensor:
-        values = self._whole(self.checkpoint.tensors[name])
+        values = whole(self._value(name))
         if not torch.isfinite(values).all():
             raise BadInput(
                 f"{self.checkpoint.name}: the gain {name} holds NaN or Inf, so the model is broken; "
@@ -82,111 +101,130 @@ class Editor:
             )
         return values
 
-    def header(self, file: str) -> bytes:
-        """Everything before the data of a weight file, as it stands there."""
-        with (self._source / file).open("rb") as opened:
-            return opened.read(self._starts[file])
+    # --- layout ----------------------------------------------------------------------------------
 
-    def pour(self, tensor: TensorInfo, out: HashedFile) -> Iterator[int]:
-        """Write the edited tensor to `out`; yields the bytes of each step."""
-        edits = self._edits.get(tensor.name, [])
-        size = tensor.end - tensor.begin
-        self.bytes_read += size
-        scale = next((edit for edit in edits if isinstance(edit, Scale)), None)
-        if edits and (scale is None or len(edits) > 1):
-            yield from self._pour_small(tensor, edits, out)
-            return
-        grid = _Grid.of(tensor.shape, scale.axis) if scale else _Grid(1, 0)
-        row = grid.columns * WIDTHS[tensor.dtype] if scale else 1
+    @property
+    def files(self) -> list[str]:
+        """The weight files of the result."""
+        used = set(self._file.values())
+        return [file for file in self.checkpoint.files if file in used]
+
+    def tensors(self, file: str) -> list[Value]:
+        """The tensors of one file, in their order there."""
+        inside = [value for name, value in self._values.items() if self._file[name] == file]
+        if self._unchanged(file):
+            return inside
+        return sorted(
+            inside, key=lambda value: -WIDTHS[value.dtype]
+        )  # wide ones first, so that all are aligned
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors of the result."""
+        return sum(map(_bytes, self._values.values()))
+
+    def _unchanged(self, file: str) -> bool:
+        before = {n: (t.dtype, t.shape) for n, t in self.checkpoint.tensors.items() if t.file == file}
+        return before == {n: (v.dtype, v.shape) for n, v in self._values.items() if self._file[n] == file}
+
+    def header(self, file: str) -> bytes:
+        """Everything before the data of a weight file; the source's own bytes where nothing moved."""
+        original = self.reader.header(file)
+        if self._unchanged(file):
+            return original
+        metadata = json.loads(original[8:]).get("__metadata__")
+        header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+        place = 0
+        for value in self.tensors(file):
+            end = place + _bytes(value)
+            header[value.name] = {
+                "dtype": value.dtype,
+                "shape": list(value.shape),
+                "data_offsets": [place, end],
+            }
+            place = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def index(self, original: dict[str, Any]) -> dict[str, Any] | None:
+        """The index that fits the result, or None where the source's own still does."""
+        if all(self._unchanged(file) for file in self.checkpoint.files):
+            return None
+        metadata = dict(original.get("metadata") or {})
+        metadata["total_size"] = self.weight_bytes
+        if "total_parameters" in metadata:
+            metadata["total_parameters"] = sum(math.prod(v.shape) for v in self._values.values())
+        return {"metadata": metadata, "weight_map": dict(sorted(self._file.items()))}
+
+    # --- bytes -----------------------------------------------------------------------------------
+
+    def pour(self, value: Value, out: HashedFile) -> Iterator[int]:
+        """Write one tensor of the result to `out`; yields the bytes of each step."""
+        if isinstance(value, Stored):
+            yield from self._pour_in_place(value, None, out)
+        elif isinstance(value, Scaled) and isinstance(value.base, Stored):
+            yield from self._pour_in_place(value.base, value, out)
+        else:
+            yield from self._pour_rows(value, out)
+
+    def _pour_in_place(self, stored: Stored, scaled: Scaled | None, out: HashedFile) -> Iterator[int]:
+        size = _bytes(stored)
+        grid = _Grid.of(stored.shape, scaled.axis) if scaled else _Grid(1, 0)
+        row = grid.columns * WIDTHS[stored.dtype] if scaled else 1
         step = max(BUFFER // row, 1) * row
         if step > BUFFER:
-            raise BadInput(f"{tensor.name} has rows of over {BUFFER} bytes, which no known model has")
-        with (self._source / tensor.file).open("rb", buffering=0) as opened:
-            for begin in range(0, size, step):
-                length = min(step, size - begin)
-                with out.buffer(length) as view:
-                    self._read(opened.fileno(), tensor, begin, view)
-                    if scale:
-                        values = torch.frombuffer(view, dtype=TORCH[tensor.dtype]).view(-1, grid.columns)
-                        self._scale(tensor, scale, grid, values, begin // row)
-                yield length
+            raise BadInput(f"{stored.name} has rows of over {BUFFER} bytes, which no known model has")
+        for begin in range(0, size, step):
+            length = min(step, size - begin)
+            with out.buffer(length) as view:
+                self.reader.fill(stored.info, begin, view)
+                if scaled:
+                    values = torch.frombuffer(view, dtype=TORCH[stored.dtype]).view(-1, grid.columns)
+                    _scale(scaled, grid, values, begin // row)
+            yield length
 
-    def _read(self, handle: int, tensor: TensorInfo, begin: int, view: memoryview) -> None:
-        place = self._starts[tensor.file] + tensor.begin + begin
-        while len(view):
-            count = os.preadv(handle, [view], place)
-            if not count:
-                raise BadInput(f"{self.checkpoint.name}: {tensor.file} became shorter while it was read")
-            place, view = place + count, view[count:]
-
-    def _scale(self, tensor: TensorInfo, edit: Scale, grid: _Grid, values: torch.Tensor, first: int) -> None:
-        """Scale `values` [rows, columns], whose first row is row `first` of the tensor, in place."""
-        along = self._factors[edit.gain, edit.offset]
-        working = working_dtype(values.dtype, along)
-        along = along.to(working)
-        step = max(_BLOCK // grid.columns, 1)
-        wide = torch.empty(min(step, len(values)), grid.columns, dtype=working)
-        for begin in range(0, len(values), step):
-            rows = values[begin : begin + step]
-            part = wide[: len(rows)].copy_(rows)
-            if grid.period:
-                places = torch.arange(first + begin, first + begin + len(rows)) % grid.period
-                part.mul_(along[places].unsqueeze(1))
-            else:
-                part.mul_(along)
-            overflows = values.dtype is torch.float16 and bool((part.abs() > _LARGEST_HALF).any())
-            if overflows and torch.isfinite(rows).all():
-                raise BadInput(
-                    f"{tensor.name} would overflow float16 once its norm's gain is folded in; "
-                    "convert a bfloat16 or float32 copy of the model"
-                )
-            rows.copy_(part)
-
-    def _pour_small(self, tensor: TensorInfo, edits: list[Edit], out: HashedFile) -> Iterator[int]:
-        """Vectors and biases: whole in memory, in float64."""
-        stored = self._whole(tensor)
-        values = stored.double()
-        for edit in edits:
-            if isinstance(edit, Fill):
-                values = torch.full_like(values, edit.value)
-            elif isinstance(edit, Shift):
-                values += self._product(edit)
-            else:
-                shape = [1] * values.ndim
-                shape[edit.axis] = -1
-                values *= self._factors[edit.gain, edit.offset].double().view(shape)
-        data = values.to(stored.dtype).reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-        out.put(data)
-        yield len(data)
-
-    def _product(self, edit: Shift) -> torch.Tensor:
-        """W·β in float64, reading the weight a slice of its first axis at a time."""
-        weight = self.checkpoint.tensors[edit.weight]
-        by = self._vectors[edit.by]
-        if edit.axis == 0:
-            slices = self._slices(weight)
-            return torch.stack([contract(part, by[i : i + len(part)], 0) for i, part in slices]).sum(0)
-        return torch.cat([contract(part, by, edit.axis) for _, part in self._slices(weight)])
-
-    def _slices(self, tensor: TensorInfo) -> Iterator[tuple[int, torch.Tensor]]:
-        stride = max((tensor.end - tensor.begin) // max(tensor.shape[0], 1), 1)
-        step = max(BUFFER // stride, 1)
-        for first in range(0, tensor.shape[0], step):
-            last = min(first + step, tensor.shape[0])
-            part = self._part(tensor, first * stride, last * stride)
-            yield first, part.view(last - first, *tensor.shape[1:])
-
-    def _whole(self, tensor: TensorInfo) -> torch.Tensor:
-        return self._part(tensor, 0, tensor.end - tensor.begin).view(tensor.shape)
-
-    def _part(self, tensor: TensorInfo, begin: int, end: int) -> torch.Tensor:
-        if begin == end:
-            return torch.empty(0, dtype=TORCH[tensor.dtype])
-        memory = bytearray(end - begin)
-        with (self._source / tensor.file).open("rb", buffering=0) as opened:
-            self._read(opened.fileno(), tensor, begin, memoryview(memory))
-        return torch.frombuffer(memory, dtype=TORCH[tensor.dtype])
+    def _pour_rows(self, value: Value, out: HashedFile) -> Iterator[int]:
+        """What is more than one factor: in float64, a few rows at a time."""
+        if isinstance(value, Made) and self._call is not value.call:
+            if self._call is not None:
+                self._call.forget()
+            self._call = value.call
+        for _, part in blocks(value):
+            stored = part.to(TORCH[value.dtype])
+            if not torch.isfinite(stored).all() and torch.isfinite(part).all():
+                raise _overflow(value)
+            data = stored.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            out.put(data)
+            yield len(data)
 
 
-_LARGEST_HALF = 65519.99
-"""Whatever is larger rounds to infinity in float16."""
+def _bytes(value: Value) -> int:
+    return WIDTHS[value.dtype] * math.prod(value.shape)
+
+
+def _overflow(value: Value) -> BadInput:
+    return BadInput(
+        f"{value.name} would overflow {str(TORCH[value.dtype]).removeprefix('torch.')} once it is converted; "
+        "convert a bfloat16 or float32 copy of the model"
+    )
+
+
+def _scale(scaled: Scaled, grid: _Grid, values: torch.Tensor, first: int) -> None:
+    """Scale `values` [rows, columns], whose first row is row `first` of the tensor, in place."""
+    working = working_dtype(values.dtype, scaled.factor)
+    along = scaled.factor.to(working)
+    step = max(_BLOCK // grid.columns, 1)
+    wide = torch.empty(min(step, len(values)), grid.columns, dtype=working)
+    for begin in range(0, len(values), step):
+        rows = values[begin : begin + step]
+        part = wide[: len(rows)].copy_(rows)
+        if grid.period:
+            places = torch.arange(first + begin, first + begin + len(rows)) % grid.period
+            part.mul_(along[places].unsqueeze(1))
+        else:
+            part.mul_(along)
+        overflows = values.dtype is torch.float16 and bool((part.abs() > _LARGEST_HALF).any())
+        if overflows and torch.isfinite(rows).all():
+            raise _overflow(scaled)
+        rows.copy_(part)

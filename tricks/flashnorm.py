@@ -8,43 +8,32 @@ norm's bias. The norm keeps an identity gain, so stock code loads the result.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-
-from torch import nn
 
 from tricks.checkpoint import Checkpoint
 from tricks.edits import Edit, Fill, Scale, Shift
 from tricks.errors import BadInput
 from tricks.layout import Axis, locate
 from tricks.place import Place
+from tricks.recipe import Trick
+from tricks.subject import Draft, Subject
 from tricks.wiring import Norm, Wiring
 
 NAME = "flashnorm"
 FLOATS = ("F64", "F32", "BF16", "F16")
 
 
-@dataclass
-class Fold:
-    """What FlashNorm does to one model: the places in words, the edits, and how many gains were folded."""
-
-    places: list[Place] = field(default_factory=list)
-    edits: list[Edit] = field(default_factory=list)
-    gain_elements: int = 0
-
-
-def plan_flashnorm(model: nn.Module, wiring: Wiring, checkpoint: Checkpoint) -> Fold:
+def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
     """Plan the fold of every norm of a model.
-
-    Args:
-        model: on the meta device; its parameters' names are those of `wiring`.
 
     Raises:
         BadInput: a norm's tensors in the checkpoint have other shapes than the config says.
     """
-    fold = Fold()
+    wiring, checkpoint = subject.wiring, subject.checkpoint
+    draft = Draft()
+    elements = 0
     reasons = {norm.gain: wiring.foldable(norm) for norm in wiring.norms}
     marks = dict(_marks(wiring, reasons))
-    found = locate(model, checkpoint, marks)
+    found = locate(subject.model, checkpoint, marks)
     for norm in wiring.norms:
         reason = reasons[norm.gain]
         edits: list[Edit] = []
@@ -54,17 +43,23 @@ def plan_flashnorm(model: nn.Module, wiring: Wiring, checkpoint: Checkpoint) -> 
             except _Left as left:
                 reason = str(left)
         if reason is not None:
-            fold.places.append(Place(NAME, norm.module, False, reason))
+            draft.places.append(Place(NAME, norm.module, False, reason))
             continue
-        fold.edits += edits
-        fold.gain_elements += norm.size
+        draft.edits += edits
+        elements += norm.size
         into = sorted({c.param.removesuffix(".weight") for c in norm.consumers})
-        fold.places.append(
+        draft.places.append(
             Place(NAME, norm.module, True, "folded into " + ", ".join(_short(into, norm.module)))
         )
     for module in wiring.unmeasured:
-        fold.places.append(Place(NAME, module, False, "its gain is not a plain factor of its output"))
-    return fold
+        draft.places.append(Place(NAME, module, False, "its gain is not a plain factor of its output"))
+    draft.savings = {
+        "norms": len(draft.places),
+        "norms_folded": sum(place.fits for place in draft.places),
+        "gain_elements_folded": elements,
+        "weight_bytes_saved": 0,
+    }
+    return draft
 
 
 class _Left(Exception):
@@ -116,8 +111,7 @@ def _edits(
                 f"{checkpoint.name}: {axis.tensor} has {size} channels where the config says {norm.size}; "
                 "config.json and the weights belong to different models"
             )
-    edits: list[Edit] = [Scale(w.tensor, w.axis, gain.tensor, norm.offset) for w in weights]
-    edits.append(Fill(gain.tensor, 1.0 - norm.offset))
+    edits: list[Edit] = []
     if norm.bias is not None:
         beta = _only(found.get(base + 2), norm.bias)
         slots = {axis.tensor for axis in found.get(base + 3, ())}
@@ -131,6 +125,9 @@ def _edits(
                 )
             edits.append(Shift(slot, weight.tensor, weight.axis, beta.tensor))
         edits.append(Fill(beta.tensor, 0.0))
+    # The bias goes through the weights as they were, so they are scaled last.
+    edits += [Scale(w.tensor, w.axis, gain.tensor, norm.offset) for w in weights]
+    edits.append(Fill(gain.tensor, 1.0 - norm.offset))
     return edits
 
 

@@ -15,7 +15,9 @@ class Plan:
     """What a conversion will do. JSON in and out, so that it can cross process borders.
 
     `savings` holds counts that follow from the shapes; `proof` is the largest relative difference of the
-    logits when this plan was carried out, in float64, on a small random model of the same class.
+    logits when this plan was carried out, in float64, on a small random model of the same class. `config` is
+    merged into `config.json`; `parts` names the shipped modelling code that the result needs, and
+    `stock_loads` says whether the source's own class, too, loads the result rightly.
     """
 
     model: str
@@ -26,6 +28,9 @@ class Plan:
     savings: dict[str, int | float] = field(default_factory=dict)
     proof: float | None = None
     lossless: bool = True
+    config: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    stock_loads: bool = True
 
     @property
     def fits(self) -> bool:
@@ -43,6 +48,9 @@ class Plan:
             "proof": self.proof,
             "savings": self.savings,
             "places": [asdict(place) for place in self.places],
+            "config": self.config,
+            "parts": list(self.parts),
+            "stock_loads": self.stock_loads,
             "edits": [edit_to_json(edit) for edit in self.edits],
         }
 
@@ -58,4 +66,7 @@ class Plan:
             savings=dict(data["savings"]),
             proof=data["proof"],
             lossless=data["lossless"],
+            config=dict(data["config"]),
+            parts=tuple(data["parts"]),
+            stock_loads=data["stock_loads"],
         )

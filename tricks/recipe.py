@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tricks.errors import BadInput
+from tricks.options import Choice, Option
 
-TRICKS: dict[str, dict[str, tuple[str, ...]]] = {"flashnorm": {"form": ("compat",)}}
-"""Trick name -> option -> allowed values, the default first."""
+TRICKS: dict[str, dict[str, Option]] = {"flashnorm": {"form": Choice(("compat",))}}
+"""Trick name -> option name -> option, in the order in which tricks of one recipe are carried out."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Trick:
         if not self.options:
             return self.name
         return self.name + ":" + ",".join(f"{key}={value}" for key, value in self.options)
+
+    def option(self, name: str) -> str:
+        """The value of an option in its canonical writing, given or default."""
+        return dict(self.options).get(name, TRICKS[self.name][name].default)
 
 
 def parse_trick(text: str) -> Trick:
@@ -40,9 +45,10 @@ def parse_trick(text: str) -> Trick:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if key not in known:
             raise BadInput(f"{name} has no option {key!r}; it knows: {', '.join(sorted(known))}")
-        if not equals or value not in known[key]:
-            raise BadInput(f"{name}:{key} takes one of: {', '.join(known[key])}; not {value!r}")
+        canonical = known[key].read(value) if equals else None
+        if canonical is None:
+            raise BadInput(f"{name}:{key} takes {known[key].describe()}; not {value!r}")
         if key in given:
             raise BadInput(f"option {key!r} of {name} is given twice; give it once")
-        given[key] = value
-    return Trick(name, tuple(sorted((k, v) for k, v in given.items() if v != known[k][0])))
+        given[key] = canonical
+    return Trick(name, tuple(sorted((k, v) for k, v in given.items() if v != known[k].default)))

@@ -165,7 +165,7 @@ def test_scaling_rounds_exactly_once(
     bias = torch.randn(
         [s for i, s in enumerate(shape) if i != axis], generator=generator, dtype=torch.float64
     )
-    edits = (Scale("w", axis, "g", offset), Shift("b", "w", axis, "g"), Fill("g", 1.0 - offset))
+    edits = (Shift("b", "w", axis, "g"), Scale("w", axis, "g", offset), Fill("g", 1.0 - offset))
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "source"), Path(folder, "out")
         source.mkdir()

@@ -1,0 +1,57 @@
+"""Which model classes are handled: those of transformers that read text, whatever else they read with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers.models.auto import modeling_auto as auto
+
+_AUTO: dict[str, dict[str, Any]] = {
+    "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForSeq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForMaskedLM": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "AutoModelForSpeechSeq2Seq": auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    "AutoModelForSequenceClassification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForTokenClassification": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModel": auto.MODEL_MAPPING_NAMES,
+}
+
+
+def _names(entry: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+TABLES: dict[str, dict[str, tuple[str, ...]]] = {
+    auto_name: {model_type: _names(entry) for model_type, entry in table.items()}
+    for auto_name, table in _AUTO.items()
+}
+"""transformers' auto classes -> model type -> names of the classes that they choose."""
+
+GENERATIVE = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageTextToText",
+)
+"""Auto classes whose models return the logits of tokens and nothing that others compute with."""
+
+
+def classes(model_type: str) -> dict[str, str]:
+    """Class name -> auto class, for every class of a model type; the first is its usual one."""
+    found: dict[str, str] = {}
+    for auto_name, table in TABLES.items():
+        for name in table.get(model_type, ()):
+            found.setdefault(name, auto_name)
+    return found
+
+
+def auto_class(name: str) -> str:
+    """The auto class that chooses the class `name`."""
+    return next(a for a, table in TABLES.items() for names in table.values() if name in names)
+
+
+def architecture(name: str) -> Any:
+    """The class `name` of transformers."""
+    return getattr(transformers, name)

@@ -1,0 +1,102 @@
+"""Modelling code for a converted model: stock transformers code with some of its parts exchanged.
+
+A converted folder that needs code of its own gets the shipped modules it uses, byte for byte as they stand
+in `tricks/shipped`, and `modeling_tricksmith.py`, which derives one class from the stock class and installs
+them. Where the stock class would load the weights wrongly, the model type is renamed too: loading without
+`trust_remote_code` is then an error and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from tricks.families import architecture, auto_class
+from tricks.plan import Plan
+
+SHIPPED = Path(__file__).parent / "shipped"
+MODULE = "modeling_tricksmith"
+
+_HEAD = '''"""{architecture} as Tricksmith converted it: stock code with parts exchanged ({parts})."""
+
+from {module} import {architecture}
+{imports}
+
+class {name}({architecture}):
+    """Load with `from_pretrained(..., trust_remote_code=True)`; `config.tricksmith` says what differs."""
+{config_line}
+    def __init__(self, config):
+        super().__init__(config)
+{installs}
+        self.post_init()
+'''
+
+_CONFIG = '''
+
+class TricksmithConfig({config_class}):
+    """The source's configuration under a name of its own, so that no stock class takes these weights."""
+
+    model_type = "{model_type}"
+'''
+
+
+def shipped_code(plan: Plan, config: Mapping[str, Any]) -> dict[str, str]:
+    """File name -> text of the modelling code that a plan's result needs.
+
+    Args:
+        config: the source's `config.json`.
+    """
+    stock = architecture(plan.architecture)
+    config_class = CONFIG_MAPPING[config["model_type"]]
+    files = {name: (SHIPPED / name).read_text(encoding="utf-8") for name in map(_file, plan.parts)}
+    imports = [f"from .modeling_{part} import install as install_{part}\n" for part in plan.parts]
+    own_config = ""
+    if not plan.stock_loads:
+        imports.insert(0, f"from {config_class.__module__} import {config_class.__name__}\n")
+        own_config = _CONFIG.format(
+            config_class=config_class.__name__, model_type=renamed(config["model_type"])
+        )
+    files[f"{MODULE}.py"] = _HEAD.format(
+        architecture=stock.__name__,
+        module=stock.__module__,
+        name=class_name(plan),
+        parts=", ".join(plan.parts),
+        imports="".join(imports) + own_config,
+        config_line="" if plan.stock_loads else "\n    config_class = TricksmithConfig\n",
+        installs="\n".join(
+            f'        install_{part}(self, config.tricksmith["{part}"])' for part in plan.parts
+        ),
+    )
+    return files
+
+
+def code_fields(plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `config.json` that lead `from_pretrained` to the shipped class."""
+    if not plan.parts:
+        return {}
+    auto_map = {auto_class(plan.architecture): f"{MODULE}.{class_name(plan)}"}
+    if plan.stock_loads:
+        return {"auto_map": auto_map}
+    auto_map["AutoConfig"] = f"{MODULE}.TricksmithConfig"
+    return {
+        "auto_map": auto_map,
+        "model_type": renamed(config["model_type"]),
+        "architectures": [class_name(plan)],
+    }
+
+
+def class_name(plan: Plan) -> str:
+    """The name of the class that is derived from the stock class."""
+    return f"Tricksmith{plan.architecture}"
+
+
+def renamed(model_type: str) -> str:
+    """The model type of a converted model that no stock class may load."""
+    return f"tricksmith_{model_type}"
+
+
+def _file(part: str) -> str:
+    return f"modeling_{part}.py"
