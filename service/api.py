@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 from service.card import render_card
 from service.disk import disk_errors
 from service.events import Event
+from service.fetch import check_space, fetch
+from service.headers import read_headers
 from service.jobs import Job, JobStore, request_key
 from service.manifest import build_manifest, file_digests, read_manifest
 from service.papers import no_fit, write_papers
@@ -26,7 +28,7 @@ from service.publish import check_destination
 from service.queue import make_app, send
 from service.redis_server import running_redis
 from service.settings import Settings
-from service.source import Source, check_space, fetch, read_headers, resolve
+from service.source import Source, resolve
 from tricks import TRICKS, BadInput, Conversion, Plan, Report, Trick, convert, make_plan, parse_trick, silent
 
 if TYPE_CHECKING:  # evals brings torch, which a list of jobs does not need

@@ -1,9 +1,7 @@
-"""A source: one model at one commit of the Hub, or a local folder; its headers and its files.
+"""A source: one model at one commit of the Hub, or a local folder, and which of its files are needed.
 
-How it works: `resolve` asks the Hub once, pins the commit and lists the files a conversion needs, so that
-everything later speaks of the same bytes. `read_headers` reads `config.json`, the index and the first bytes
-of each weight file: a plan costs kilobytes. `fetch` moves only the listed files, and checks what the Hub
-gives a digest for.
+How it works: `resolve` asks the Hub once, pins the commit and lists the needed files, so that everything
+later (`service.headers`, `service.fetch`) speaks of the same bytes.
 """
 
 from __future__ import annotations
@@ -12,54 +10,35 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
-import struct
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelInfo, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import ModelInfo, get_hf_file_metadata
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
-from huggingface_hub.utils.tqdm import tqdm
 
-from service.hub import TIMEOUT_S, HubUnavailable, endpoint, hub, hub_errors, is_hub_id
-from tricks import (
-    BadInput,
-    Checkpoint,
-    Report,
-    checkpoint_from_headers,
-    companions,
-    files_of,
-    read_checkpoint,
-    silent,
-)
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from service.headers import INDEX, SINGLE, parse_json, read_json, url
+from service.hub import TIMEOUT_S, HubUnavailable, ask, endpoint, gated, hub, is_hub_id
+from tricks import BadInput, companions, files_of
 
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf)", re.IGNORECASE)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
-
-_HEADER_GUESS = 100_000  # bytes; the header of nearly every safetensors file on the Hub is smaller
-_HEADER_LIMIT = 100_000_000  # bytes; the safetensors library's own limit
-_JSON_LIMIT = 100_000_000  # bytes of config.json or the index
-_SPACE_MARGIN = 64 * 1024 * 1024  # bytes that a fetch leaves free
-
 _CARD_KEYS = ("license", "license_name", "license_link", "language", "tags", "library_name", "pipeline_tag")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file that a conversion needs: bytes, and the SHA-256 in hex where the Hub states it."""
+    """One file that a conversion needs: bytes, and what the Hub states of them.
+
+    That is the SHA-256 (hex) of a large file, and Git's blob id (hex) of a small one.
+    """
 
     name: str
     size: int
     sha256: str | None = None
+    blob: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +100,10 @@ def resolve(model: str, token: str | None = None) -> Source:
         BadInput: malformed, missing, gated without access, disabled, unsafe, or without safetensors.
     """
     text = model.strip()
-    if not text or any(ord(char) < 32 for char in text):
+    if not text:
         raise BadInput("no model given; write a folder or a Hub id such as org/name")
+    if any(ord(char) < 32 for char in text):
+        raise BadInput(f"{text!r} holds a control character; write a folder or a Hub id such as org/name")
     path = Path(text).expanduser()
     if path.is_dir():
         return _resolve_folder(path)
@@ -136,78 +117,6 @@ def resolve(model: str, token: str | None = None) -> Source:
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise BadInput(f"{revision!r} is no revision; write {name}@BRANCH, @TAG or @COMMIT")
     return _resolve_hub(name, revision or None, token)
-
-
-def read_headers(source: Source, token: str | None = None) -> Checkpoint:
-    """Read the config and every weight file's header; of a Hub model, no weight is downloaded.
-
-    Raises:
-        BadInput: a file is missing, truncated or not what its name says.
-    """
-    if source.folder is not None:
-        return read_checkpoint(Path(source.folder))
-    sizes = {file.name: file.size for file in source.files}
-    config = _read_json(source, "config.json", token)
-    index = _read_json(source, INDEX, token) if SINGLE not in sizes else None
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        headers = dict(
-            zip(
-                source.weights,
-                pool.map(lambda name: _read_header(source, name, sizes[name], token), source.weights),
-                strict=True,
-            )
-        )
-    return checkpoint_from_headers(config, headers, index, source.model)
-
-
-def fetch(source: Source, folder: Path, token: str | None = None, report: Report = silent) -> Path:
-    """Have the source's files on disk: download what is missing into `folder`, or name the local folder.
-
-    Files that are there already are not fetched again, so a broken fetch goes on where it was.
-
-    Raises:
-        BadInput: the disk is too small, access is lost, or a file arrives with other bytes than announced.
-        Cancelled: by way of `report`, which counts bytes.
-    """
-    if source.folder is not None:
-        return Path(source.folder)
-    missing = [file for file in source.files if not _is_there(folder, file)]
-    check_space(folder, sum(file.size for file in missing), f"fetching {source.model}")
-    done = source.size_bytes - sum(file.size for file in missing)
-    report("bytes", done, source.size_bytes)
-    for file in missing:
-        start = done
-
-        def count(amount: int, start: int = start, file: SourceFile = file) -> None:
-            report("bytes", start + min(amount, file.size), source.size_bytes)
-
-        with hub_errors(source.model, source.commit):
-            hf_hub_download(
-                source.model,
-                file.name,
-                revision=source.commit,
-                local_dir=folder,
-                token=token,
-                endpoint=endpoint(),
-                tqdm_class=_counter(count),
-            )
-        _check_fetched(folder / file.name, file)
-        done += file.size
-        report("bytes", done, source.size_bytes)
-    return folder
-
-
-def check_space(folder: Path, needed: int, what: str) -> None:
-    """Refuse work whose `needed` bytes do not fit on the disk of `folder` (which need not exist yet)."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if needed > 0 and needed + _SPACE_MARGIN > free:
-        raise BadInput(
-            f"{what} needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free;"
-            " free some space or use another disk"
-        )
 
 
 def needed_files(names: Iterable[str], index: dict[str, Any] | None) -> list[str]:
@@ -234,7 +143,7 @@ def _resolve_folder(path: Path) -> Source:
     _check_weights(str(path), names)
     index = None
     if SINGLE not in names:
-        index = _parse_json((folder / INDEX).read_bytes(), f"{INDEX} of {path}")
+        index = parse_json((folder / INDEX).read_bytes(), f"{INDEX} of {path}")
     files = tuple(SourceFile(name, (folder / name).stat().st_size) for name in needed_files(names, index))
     card = _card_metadata(_front_matter(folder / "README.md"))
     return Source(
@@ -247,10 +156,14 @@ def _resolve_folder(path: Path) -> Source:
 
 
 def _resolve_hub(model: str, revision: str | None, token: str | None) -> Source:
-    with hub_errors(model, revision):
-        info = hub(token).model_info(
+    api = hub(token)
+    info = ask(
+        model,
+        lambda: api.model_info(
             model, revision=revision, files_metadata=True, securityStatus=True, timeout=TIMEOUT_S
-        )
+        ),
+        revision,
+    )
     if info.disabled:
         raise BadInput(f"{model} is disabled on the Hub; choose another model")
     if info.sha is None:
@@ -262,18 +175,15 @@ def _resolve_hub(model: str, revision: str | None, token: str | None) -> Source:
         commit=info.sha,
         gated=bool(info.gated),
         private=bool(info.private),
-        card=_card_metadata(info.card_data.to_dict() if info.card_data is not None else {}),
+        card=_card_metadata(_card_data(info)),
     )
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
     if "config.json" not in siblings:
         raise BadInput(f"{model} has no config.json; give a transformers model")
     _check_weights(model, siblings)
     if source.gated:  # the listing of a gated repo is public, its files are not: ask for one before promising
-        with hub_errors(source.model, source.commit):
-            get_hf_file_metadata(
-                _url(source, "config.json"), token=token, timeout=TIMEOUT_S, endpoint=endpoint()
-            )
-    index = _read_json(source, INDEX, token) if SINGLE not in siblings else None
+        _check_access(source, token)
+    index = read_json(source, INDEX, token) if SINGLE not in siblings else None
     names = needed_files(siblings, index)
     _check_scan(info, names)
     files = tuple(_hub_file(source, siblings[name], token) for name in names)
@@ -284,11 +194,27 @@ def _hub_file(source: Source, sibling: RepoSibling, token: str | None) -> Source
     """A file as the listing describes it; a listing without sizes is completed by asking for the file."""
     name, size = sibling.rfilename, sibling.size
     if size is None:
-        with hub_errors(source.model, source.commit):
-            size = get_hf_file_metadata(
-                _url(source, name), token=token, timeout=TIMEOUT_S, endpoint=endpoint()
-            ).size
-    return SourceFile(name, size or 0, sibling.lfs.sha256 if sibling.lfs else None)
+        size = _ask_for_file(source, name, token)
+    lfs = sibling.lfs
+    return SourceFile(name, size or 0, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id)
+
+
+def _ask_for_file(source: Source, name: str, token: str | None) -> int | None:
+    """The size of one file, in bytes, by asking for its headers."""
+    return ask(
+        source.model,
+        lambda: get_hf_file_metadata(url(source, name), token=token, timeout=TIMEOUT_S, endpoint=endpoint()),
+        source.commit,
+    ).size
+
+
+def _check_access(source: Source, token: str | None) -> None:
+    try:
+        _ask_for_file(source, "config.json", token)
+    except HubUnavailable:
+        raise
+    except BadInput as error:  # whatever the status says: the repo is gated, and this was not let in
+        raise BadInput(gated(source.model)) from error
 
 
 def _check_weights(model: str, names: Iterable[str]) -> None:
@@ -315,6 +241,13 @@ def _check_scan(info: ModelInfo, names: list[str]) -> None:
             )
 
 
+def _card_data(info: ModelInfo) -> dict[str, Any]:
+    """The card's metadata; where the Hub gives none, at least the licence that its tags name."""
+    data = info.card_data.to_dict() if info.card_data is not None else {}
+    named = [tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")]
+    return data if data.get("license") or not named else {**data, "license": named[0]}
+
+
 def _card_metadata(data: dict[str, Any]) -> dict[str, Any]:
     """The few facts of a source's card that stay true for its conversion."""
     return {key: data[key] for key in _CARD_KEYS if isinstance(data.get(key), (str, list)) and data[key]}
@@ -336,117 +269,3 @@ def _front_matter(readme: Path) -> dict[str, Any]:
     except yaml.YAMLError:
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys stand once: a tensor named twice would silently be the later one."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise BadInput(f"{next(key for key in names if names.count(key) > 1)!r} stands twice")
-    return found
-
-
-def _parse_json(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(data, object_pairs_hook=_once)
-    except BadInput as error:
-        raise BadInput(
-            f"in {what} {error}; the model is broken, choose another or tell its author"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(
-            f"{what} is not JSON; the model is broken, choose another or tell its author"
-        ) from error
-    if not isinstance(parsed, dict):
-        raise BadInput(f"{what} is not a JSON object; the model is broken, choose another or tell its author")
-    return parsed
-
-
-def _url(source: Source, name: str) -> str:
-    return hf_hub_url(source.model, name, revision=source.commit, endpoint=endpoint())
-
-
-def _read_json(source: Source, name: str, token: str | None) -> dict[str, Any]:
-    return _parse_json(_read_range(source, name, 0, _JSON_LIMIT, token), f"{name} of {source.model}")
-
-
-def _read_range(source: Source, name: str, begin: int, end: int, token: str | None) -> bytes:
-    """Bytes `begin` up to `end` (or the file's end) of a file, and no byte more whatever the server sends."""
-    headers = build_hf_headers(token=token, library_name="tricksmith")
-    # Identity: with compression, ranges and sizes would speak of other bytes than the file's.
-    headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-    found = bytearray()
-    with (
-        hub_errors(source.model, source.commit),
-        http_stream_backoff("GET", _url(source, name), headers=headers, timeout=TIMEOUT_S) as response,
-    ):
-        hf_raise_for_status(response)
-        skip = begin if response.status_code == 200 else 0  # 200: the server does not know ranges
-        for chunk in response.iter_bytes():
-            found += chunk
-            if len(found) >= skip + end - begin:
-                break
-    return bytes(found[skip : skip + end - begin])
-
-
-def _read_header(source: Source, name: str, size: int, token: str | None) -> dict[str, Any]:
-    """The JSON header of one safetensors file, whose length must agree with the file's."""
-    broken = BadInput(
-        f"{name} of {source.model} is truncated or no safetensors file; tell the model's author"
-    )
-    if size < 8:
-        raise broken
-    start = _read_range(source, name, 0, _HEADER_GUESS, token)
-    if len(start) < 8:
-        raise broken
-    (length,) = struct.unpack("<Q", start[:8])
-    if length > min(_HEADER_LIMIT, size - 8):
-        raise broken
-    data = start[8 : 8 + length]
-    if len(data) < length:
-        data += _read_range(source, name, 8 + len(data), 8 + length, token)
-    if len(data) < length:
-        raise broken
-    header = _parse_json(data, f"the header of {name} of {source.model}")
-    try:
-        last = max(
-            (info["data_offsets"][1] for key, info in header.items() if key != "__metadata__"), default=0
-        )
-    except (KeyError, TypeError, IndexError) as error:
-        raise broken from error
-    if 8 + length + last != size:
-        raise broken
-    return header
-
-
-def _is_there(folder: Path, file: SourceFile) -> bool:
-    path = folder / file.name
-    # The client moves a file to its name only when it is whole, and `_check_fetched` has read it once.
-    return path.is_file() and path.stat().st_size == file.size
-
-
-def _check_fetched(path: Path, file: SourceFile) -> None:
-    """Take back a file that is not what the Hub announced."""
-    good = path.stat().st_size == file.size
-    if good and file.sha256 is not None:
-        with path.open("rb") as stream:
-            good = hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
-    if not good:
-        path.unlink()
-        raise HubUnavailable(f"{file.name} arrived with other bytes than the Hub announced; try again")
-
-
-def _counter(count: Callable[[int], None]) -> type[tqdm]:
-    """A silent progress bar for the client that hands each file's byte count on; `count` may raise."""
-
-    class Counter(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-            self.seen = int(kwargs.get("initial") or 0)
-
-        def update(self, n: float | None = 1) -> None:
-            self.seen += int(n or 0)
-            count(self.seen)
-
-    return Counter

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from service.card import render_card
 from service.disk import FULL, is_disk_full
+from service.fetch import check_space, fetch
+from service.headers import read_headers
 from service.jobs import Job, JobStore, NotOurs, Stage, State
 from service.manifest import build_manifest
 from service.papers import no_fit, write_papers
 from service.publish import is_folder, publish
 from service.settings import Settings
-from service.source import Source, check_space, fetch, read_headers, resolve
+from service.source import Source, resolve
 from tricks import BadInput, Cancelled, Conversion, Plan, TricksmithError
 from workers.marks import Marks, remove
 from workers.process import ChildProcess, DiskFull

@@ -27,6 +27,7 @@ class BaseHandler(BaseHTTPRequestHandler):
 
     world: HubServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     record: Request
     fault: Fault | None
     user: User | None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.fetch import fetch
 from service.manifest import (
     MANIFEST,
     build_manifest,
@@ -16,7 +17,7 @@ from service.manifest import (
     parse_manifest,
     read_manifest,
 )
-from service.source import fetch, resolve
+from service.source import resolve
 from tests.hub_models import convert_by_copy, write_model
 from tests.hub_server import HubServer
 from tricks import BadInput, Conversion, Plan, parse_trick

@@ -251,20 +251,23 @@ def test_somebody_elses_commit_in_between_is_not_overwritten(
     convert_by_copy(other, tmp_path / "work2")
 
     def meddle(unit: str, done: int, total: int) -> None:
-        if done == total:
-            repo = hub.repo("smith/tiny")
+        repo = hub.repo("smith/tiny")
+        if len(repo.commits) == 2:
             repo.commit({**repo.at("main").files}, "an edit by hand")  # type: ignore[union-attr]
 
     with pytest.raises(BadInput, match="moved to another commit meanwhile"):
         publish(tmp_path / "work2", "smith/tiny", evidence=EQUIVALENT, source=other, report=meddle)
-    assert len(hub.repo("smith/tiny").commits) == 3
+    assert [commit.title for commit in hub.repo("smith/tiny").commits][2] == "an edit by hand"
+    head = hub.repo("smith/tiny").at("main")
+    assert head is not None
+    assert head.title == "an edit by hand"
 
 
 @pytest.mark.parametrize(
     ("to", "pr", "message"),
     [
         ("", False, "no destination given"),
-        ("a\nb/c", False, "no destination given"),
+        ("a\nb/c", False, "holds a control character"),
         ("smith/b c", False, "is no Hub id"),
         ("other/tiny", False, "may not write to other; use one of: forge, smith"),
         ("other/tiny", True, "is not on the Hub; a pull request needs a repo"),

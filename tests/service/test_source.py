@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from service import hub as hub_client
-from service.source import Source, fetch, needed_files, read_headers, resolve
+from service.fetch import fetch
+from service.headers import read_headers
+from service.source import Source, needed_files, resolve
 from tests.hub_models import write_model
 from tests.hub_server import HubServer, User
 from tricks import BadInput, Cancelled
@@ -286,7 +288,7 @@ def test_an_unreachable_hub_is_one_line(hub: HubServer, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("status", "message"), [(500, "failed"), (429, "slow down"), (403, "may not")])
 def test_a_failing_hub_is_one_line(hub: HubServer, status: int, message: str) -> None:
-    hub.fail("GET /api/models", status=status)
+    hub.fail("GET /api/models", status=status, times=9, headers={"Retry-After": "100"})
     with pytest.raises(BadInput, match=message):
         resolve("forge/x")
 

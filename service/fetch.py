@@ -1,0 +1,114 @@
+"""A source's files on disk: only what a conversion needs, taken up again where it broke off, and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.utils.tqdm import tqdm
+
+from service.hub import HubUnavailable, ask, endpoint, hub, patience
+from service.source import Source, SourceFile
+from tricks import BadInput, Report, silent
+
+PATIENCE_S = 1800.0  # how long a fetch waits for a Hub that asks to slow down, or fails
+_SPACE_MARGIN = 64 * 1024 * 1024  # bytes that a fetch leaves free
+
+
+def fetch(source: Source, folder: Path, token: str | None = None, report: Report = silent) -> Path:
+    """Have the source's files on disk: download what is missing into `folder`, or name the local folder.
+
+    Files that are there already are not fetched again, so a broken fetch goes on where it was.
+
+    Raises:
+        BadInput: the disk is too small, access is lost, or a file arrives with other bytes than announced.
+        Cancelled: by way of `report`, which counts bytes.
+    """
+    if source.folder is not None:
+        return Path(source.folder)
+    hub(token)  # our client, with its time limits
+    missing = [file for file in source.files if not _is_there(folder, file)]
+    check_space(folder, sum(file.size for file in missing), f"fetching {source.model}")
+    done = source.size_bytes - sum(file.size for file in missing)
+    report("bytes", done, source.size_bytes)
+    for file in missing:
+        start = done
+
+        def count(amount: int, start: int = start, file: SourceFile = file) -> None:
+            report("bytes", start + min(amount, file.size), source.size_bytes)
+
+        def once(file: SourceFile = file, count: Callable[[int], None] = count) -> None:
+            hf_hub_download(
+                source.model,
+                file.name,
+                revision=source.commit,
+                local_dir=folder,
+                token=token,
+                endpoint=endpoint(),
+                tqdm_class=byte_counter(count),
+            )
+
+        with patience(PATIENCE_S, stop=partial(report, "bytes", start, source.size_bytes)):
+            ask(source.model, once, source.commit)
+        _check_fetched(folder / file.name, file)
+        done += file.size
+        report("bytes", done, source.size_bytes)
+    return folder
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Refuse work whose `needed` bytes do not fit on the disk of `folder` (which need not exist yet)."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if needed > 0 and needed + _SPACE_MARGIN > free:
+        raise BadInput(
+            f"{what} needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free;"
+            " free some space or use another disk"
+        )
+
+
+def _is_there(folder: Path, file: SourceFile) -> bool:
+    path = folder / file.name
+    # The client moves a file to its name only when it is whole, and `_check_fetched` has read it once.
+    return path.is_file() and path.stat().st_size == file.size
+
+
+def _check_fetched(path: Path, file: SourceFile) -> None:
+    """Take back a file that is not what the Hub announced."""
+    good = path.stat().st_size == file.size
+    if good and file.sha256 is not None:
+        with path.open("rb") as stream:
+            good = hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+    elif good and file.blob is not None:
+        good = _blob_id(path) == file.blob
+    if not good:
+        path.unlink()
+        raise HubUnavailable(f"{file.name} arrived with other bytes than the Hub announced; try again")
+
+
+def _blob_id(path: Path) -> str:
+    """Git's id (hex) of a file's content."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def byte_counter(count: Callable[[int], None]) -> type[tqdm]:
+    """A silent progress bar for the client that hands each file's byte count on; `count` may raise."""
+
+    class Counter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+            self.seen = int(kwargs.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> None:
+            self.seen += int(n or 0)
+            count(self.seen)
+
+    return Counter

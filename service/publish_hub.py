@@ -1,0 +1,326 @@
+"""Publishing to a Hub repo: one commit, seen by others only when it is complete and was read back.
+
+A new repo is private until its files were downloaded again and are, byte for byte, those that were verified.
+A new conversion in a public repo of ours is first committed to a branch of its own, read back from there, and
+only then committed to `main`. Each step may be cut off and done again: what arrived is not sent twice, and a
+commit whose answer was lost is recognised by its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    hf_hub_download,
+)
+
+from service.fetch import byte_counter, check_space
+from service.hub import (
+    TIMEOUT_S,
+    HubConflict,
+    HubMissing,
+    HubUnavailable,
+    ask,
+    endpoint,
+    hub,
+    patience,
+)
+from service.manifest import MANIFEST, digest, file_digests, parse_manifest
+from service.source import Source
+from service.upload import Progress, additions, send
+from tricks import BadInput, Report, TricksmithError
+
+PATIENCE_S = 1800.0  # how long a publication waits for a Hub that asks to slow down, or fails
+MAIN = "main"
+
+_Operation = CommitOperationAdd | CommitOperationDelete
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands at a destination: the repo (None: nothing) and our manifest in it (None: not ours)."""
+
+    info: ModelInfo | None = None
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def mark(self) -> str | None:
+        """The digest of the manifest."""
+        return None if self.manifest is None else digest(self.manifest)
+
+
+def look_at(api: HfApi, to: str, pr: bool) -> Place:
+    """What is at `to` now.
+
+    Raises:
+        BadInput: a repo that is not ours (unless for a pull request), or none for a pull request.
+    """
+    try:
+        place = _place(api, to)
+    except HubMissing:
+        if pr:
+            raise BadInput(f"{to} is not on the Hub; a pull request needs a repo, leave out --pr") from None
+        return Place()
+    if place.manifest is None and not pr and not _is_unfinished(place.info):
+        raise BadInput(f"{to} exists and Tricksmith did not make it; choose another name, or ask for a PR")
+    return place
+
+
+def publish_to_hub(
+    folder: Path,
+    to: str,
+    names: list[str],
+    manifest: dict[str, Any],
+    source: Source,
+    private: bool,
+    pr: bool,
+    token: str | None,
+    report: Report,
+) -> str:
+    """Publish `names` of `folder`, whose `manifest` it holds; returns the address of the repo or the request.
+
+    Raises:
+        BadInput: the repo is not ours, is being changed by somebody else, or the Hub refuses.
+        TricksmithError: what was read back is not what was sent; nobody but the owner sees it.
+    """
+    digests = {**file_digests(folder, set(names) - set(manifest["files"])), **manifest["files"]}
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    check_space(folder, max(sizes.values()), "reading the publication back")
+    progress = Progress(report, 2 * sum(sizes.values()))  # there, and back again
+    work = _Publication(hub(token), folder, to, {n: digests[n] for n in names}, manifest, source, progress)
+    with patience(PATIENCE_S, stop=progress.still):
+        return work.offer() if pr else work.commit(private)
+
+
+@dataclass
+class _Publication:
+    api: HfApi
+    folder: Path
+    to: str
+    digests: dict[str, str]
+    manifest: dict[str, Any]
+    source: Source
+    progress: Progress
+
+    @property
+    def mark(self) -> str:
+        return digest(self.manifest)
+
+    @property
+    def address(self) -> str:
+        return f"{endpoint()}/{self.to}"
+
+    def commit(self, private: bool) -> str:
+        """One commit to `main`, visible only after it was read back."""
+        place = look_at(self.api, self.to, pr=False)
+        if place.info is not None and place.mark == self.mark:
+            if place.info.private is not False and not private:
+                self._read_back(place.info.sha or MAIN)
+                self._reveal()
+            return self.address
+        fresh = place.manifest is None
+        info = self._new_repo() if place.info is None else place.info
+        stale = sorted(set((place.manifest or {}).get("files", {})) - set(self.digests))
+        if not fresh and info.private is False and (branch := self._branch(info)) is not None:
+            self._read_back(self._send_and_commit(branch, None, stale))
+        made = self._send_and_commit(MAIN, info.sha, stale)
+        self._read_back(made)
+        if not fresh:  # a repo that was there before keeps the visibility its owner gave it
+            self._drop_branch()
+        elif not private:
+            self._reveal()
+        return self.address
+
+    def offer(self) -> str:
+        """One pull request, opened once."""
+        base = look_at(self.api, self.to, pr=True).info
+        if (known := self._request()) is not None:
+            return known
+        with additions(self.folder, self.digests, self.progress) as files:
+            send(self.api, self.to, files, MAIN, True, self.progress)
+            tried = False
+
+            def once() -> tuple[str, str | None]:
+                nonlocal tried
+                if tried and (known := self._request()) is not None:
+                    return known, None
+                tried = True
+                made = self._commit(files, MAIN, base.sha if base else None, pr=True)
+                return made.pr_url or self.address, made.oid
+
+            address, commit = ask(self.to, once)
+        if commit is not None:
+            self._read_back(commit)
+        return address
+
+    # steps
+
+    def _new_repo(self) -> ModelInfo:
+        with suppress(HubConflict):  # made by an answer that was lost, or by somebody else just now
+            ask(self.to, lambda: self.api.create_repo(self.to, private=True))
+        info = look_at(self.api, self.to, pr=False).info
+        if info is None:
+            raise HubUnavailable(f"{self.to} was created and is not there; try again")
+        return info
+
+    def _send_and_commit(self, branch: str, parent: str | None, stale: list[str]) -> str:
+        """Upload what is missing and commit it; returns the commit."""
+        with additions(self.folder, self.digests, self.progress) as files:
+            send(self.api, self.to, files, branch, False, self.progress)
+            operations: list[_Operation] = [*files, *(CommitOperationDelete(name) for name in stale)]
+            tried = False
+
+            def once() -> str:
+                nonlocal tried
+                if tried and (made := self._landed(branch)) is not None:
+                    return made
+                tried = True
+                return self._commit(operations, branch, parent).oid
+
+            try:
+                return ask(self.to, once)
+            except HubConflict:
+                if (made := self._landed(branch)) is not None:
+                    return made
+                raise
+
+    def _commit(
+        self, operations: Sequence[_Operation], revision: str, parent: str | None, *, pr: bool = False
+    ) -> CommitInfo:
+        recipe = ", ".join(self.manifest["recipe"])
+        try:
+            return self.api.create_commit(
+                self.to,
+                operations,
+                commit_message=f"{recipe} of {self.source.model}, by Tricksmith ({self.mark[:12]})",
+                commit_description=f"Source: {self.source.model}@{self.source.commit}\nManifest: {self.mark}",
+                revision=revision,
+                parent_commit=parent,
+                create_pr=pr,
+            )
+        except ValueError as error:
+            if "Invalid metadata in README.md" not in str(error):
+                raise
+            what = " ".join(str(error).partition("\n")[2].split())[:200]
+            raise TricksmithError(f"the Hub does not take the card of {self.to}: {what}") from error
+
+    def _landed(self, branch: str) -> str | None:
+        """The head of `branch`, where it is our commit."""
+        place = _place(self.api, self.to, branch)
+        return place.info.sha if place.info is not None and place.mark == self.mark else None
+
+    def _read_back(self, commit: str) -> None:
+        """Download every file of the commit and hold it to what was verified."""
+        listed = ask(
+            self.to, lambda: self.api.model_info(self.to, revision=commit, timeout=TIMEOUT_S), commit
+        )
+        absent = set(self.digests) - {sibling.rfilename for sibling in listed.siblings or []}
+        if absent:
+            raise self._not_as_sent(min(absent))
+        with TemporaryDirectory(dir=self.folder.parent, prefix=".read-back-") as scratch:
+            for name, sha256 in self.digests.items():
+                path = ask(self.to, partial(self._download, name, commit, scratch), commit)
+                with path.open("rb") as stream:
+                    found = hashlib.file_digest(stream, "sha256").hexdigest()
+                if found != sha256:
+                    raise self._not_as_sent(name)
+                size = path.stat().st_size
+                path.unlink()
+                self.progress.finished(size)
+
+    def _download(self, name: str, commit: str, scratch: str) -> Path:
+        path = hf_hub_download(
+            self.to,
+            name,
+            revision=commit,
+            local_dir=scratch,
+            token=self.api.token,
+            endpoint=endpoint(),
+            tqdm_class=byte_counter(self.progress.at),
+        )
+        return Path(path)
+
+    def _not_as_sent(self, name: str) -> TricksmithError:
+        return TricksmithError(
+            f"{name} did not arrive at {self.to} as it was sent; the repo stays as others know it, try again"
+        )
+
+    def _reveal(self) -> None:
+        """Let others see the repo; where they had to accept the source's terms, they have to here."""
+        gated: Any = "auto" if self.source.gated else None
+        ask(self.to, lambda: self.api.update_repo_settings(self.to, private=False, gated=gated))
+
+    def _branch(self, info: ModelInfo) -> str | None:
+        """A branch to try the commit on; None where the Hub has no branches."""
+        name = self._branch_name
+        self._drop_branch()
+        try:
+            ask(
+                self.to,
+                lambda: self.api.create_branch(self.to, branch=name, revision=info.sha, exist_ok=True),
+            )
+        except HubUnavailable:
+            raise
+        except BadInput:
+            return None
+        return name
+
+    @property
+    def _branch_name(self) -> str:
+        return f"tricksmith-{self.mark[:12]}"
+
+    def _drop_branch(self) -> None:
+        with suppress(BadInput):
+            ask(self.to, lambda: self.api.delete_branch(self.to, branch=self._branch_name))
+
+    def _request(self) -> str | None:
+        """The address of an open pull request that brings this very manifest."""
+
+        def find() -> str | None:
+            found = self.api.get_repo_discussions(
+                self.to, discussion_type="pull_request", discussion_status="open"
+            )
+            for request in found:
+                ours = request.title.endswith(f"({self.mark[:12]})")
+                if request.is_pull_request and request.status == "open" and ours:
+                    return f"{endpoint()}/{self.to}/discussions/{request.num}"
+            return None
+
+        return ask(self.to, find)
+
+
+def _place(api: HfApi, to: str, revision: str | None = None) -> Place:
+    info = ask(
+        to,
+        lambda: api.model_info(to, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
+        revision,
+    )
+    names = {sibling.rfilename for sibling in info.siblings or []}
+    if MANIFEST not in names:
+        return Place(info)
+    with TemporaryDirectory(prefix="tricksmith-") as scratch:
+        path = ask(
+            to,
+            lambda: api.hf_hub_download(to, MANIFEST, revision=info.sha, local_dir=scratch),
+            info.sha,
+        )
+        return Place(info, parse_manifest(Path(path).read_bytes()))
+
+
+def _is_unfinished(info: ModelInfo | None) -> bool:
+    """Whether a repo is what a publication leaves that was stopped before its commit: hidden and empty."""
+    if info is None or info.private is False:
+        return False
+    return not {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes"}
