@@ -2,6 +2,18 @@
 
 from evals.compare import compare
 from evals.evidence import Evidence
+from evals.memory import MemoryLimit, parse_memory
+from evals.recipe import RECIPES, Recipe, load_recipe
 from evals.verdict import Check, Verdict
 
-__all__ = ["Check", "Evidence", "Verdict", "compare"]
+__all__ = [
+    "RECIPES",
+    "Check",
+    "Evidence",
+    "MemoryLimit",
+    "Recipe",
+    "Verdict",
+    "compare",
+    "load_recipe",
+    "parse_memory",
+]

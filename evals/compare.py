@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,138 +12,271 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 from evals import harness
 from evals.evidence import Evidence
-from evals.generation import Continuations, Generation, compare_continuations, continue_greedily, pick_prompts
+from evals.generation import Generation, compare_continuations
+from evals.layout import same_weights_laid_out
 from evals.logits import LogitComparison, LogitDifference
-from evals.models import context_length, loaded, read_config, ships_own_code
-from evals.perplexity import Perplexity, paired_perplexity, token_losses
+from evals.memory import MemoryLimit
+from evals.models import Kind, Place, kind_of, loaded, read_config
+from evals.own_code import runs_own_code
+from evals.passes import exact_matmul
+from evals.perplexity import Perplexity, paired_perplexity
 from evals.precision import WIDER, dtype_name, storage_dtype
-from evals.runs import Progress, exact_matmul, window_logits
-from evals.text import Tokens, held_out, random_tokens, text_tokens
-from evals.tokenizer import load_tokenizer, tokenizer_changes
+from evals.recipe import RECIPES, Recipe, change
+from evals.reference import OtherVocabulary, Piece, Reference, decode, few, run_pieces, run_source
+from evals.rounding import round_once_more
+from evals.series import series
+from evals.tasks import TaskResult
+from evals.tokenizer import tokenizer_changes
 from evals.verdict import (
+    LOOSE_DIVERGENCE,
     Check,
+    Floor,
     Verdict,
     budget_checks,
     check_budget,
     generation_checks,
-    is_noisy,
-    noise_checks,
+    loose_checks,
+    rounding_check,
+    wide_checks,
 )
-from evals.windows import Window, scored_tokens, windows
-from tricks import BadInput, Report, silent
+from tricks import Report, silent
 
-WINDOW = 512  # tokens of a window, where the model's context is as long
-MOST_TOKENS = 4096
-LEAST_TOKENS = 256
+SCALING = frozenset({"flashnorm"})
+"""Tricks that only scale rows or columns of weights: each is computed exactly and rounded once."""
+
 NOISY_NOTE = (
     "rounding alone moves the source by {:.2g} nats/token, so small damage could hide below its noise"
 )
-KEPT_BYTES = 2**30  # for the reference's logits, kept in memory while the other models run
+AGAIN_NOTE = "a limit was not kept at first: the source's noise was measured again over the whole text"
 
 
 @dataclass
-class _Reference:
-    """What is kept of the source in the wider dtype; every other run is compared with it."""
+class _Comparison:
+    """One comparison's models, places and what was measured so far."""
 
-    vocabulary: int
-    tokens: Tokens
-    windows: list[Window]
-    prompts: torch.Tensor
-    context: int
-    progress: Progress
-    logits: list[torch.Tensor] = field(default_factory=list)
-    losses: list[torch.Tensor] = field(default_factory=list)
-    continuations: Continuations | None = None
-
-
-class _OtherVocabulary(Exception):
-    """The converted model predicts over another vocabulary."""
+    source: Path
+    converted: Path
+    kind: Kind
+    wide: Place
+    stored: Place
+    own_code: bool
+    lossless: bool
+    sharp: bool
+    floors: list[LogitComparison] = field(default_factory=list)
+    rounded: LogitComparison | None = None
+    in_wide: LogitComparison | None = None
+    in_storage: LogitComparison | None = None
+    decoded: LogitDifference | None = None
+    generation: Generation | None = None
+    losses: torch.Tensor | None = None
+    hidden: list[torch.Tensor] = field(default_factory=list)
+    floor_hidden: list[torch.Tensor] = field(default_factory=list)
 
 
 def compare(
     source: Path,
     converted: Path,
     *,
-    text: str | None = None,
+    recipe: Recipe = RECIPES["quick"],
     lossless: bool = True,
     budget: Mapping[str, float] | None = None,
+    tricks: Sequence[str] | None = None,
+    text: str | None = None,
     tasks: Sequence[str] = (),
-    report: Report | None = None,
     tokens: int | None = None,
     device: str | None = None,
+    memory: MemoryLimit | None = None,
+    cache: Path | None = None,
+    report: Report | None = None,
 ) -> Evidence:
     """Measure `converted` against `source` and judge it.
 
     Args:
-        text: what to run both on; by default English text that ships with the package.
+        recipe: how much is measured, and on what.
         lossless: hold it to the source's own rounding noise alone; otherwise `budget` is what it may differ
-        by.
+            by.
         budget: for approximate tricks, any of `kl` (nats/token, at most), `top1` (share, at least) and
             `perplexity` (relative increase, at most); all that are given must be kept.
-        tasks: lm-eval task names, or paths of task YAML files.
-        tokens: how many tokens to score; by default 4096, fewer where the vocabulary is so large that their
-            logits would take more than 1 GiB.
+        tricks: the names of the tricks that were applied; None reads them from the converted folder's
+            `conversion.json`, where there is one.
+        text, tasks, tokens: instead of the recipe's.
         device: a torch device; by default the GPU where there is one.
+        memory: the most to hold; by default what is free.
+        cache: a folder in which the source's task results are kept for the next comparison.
+        report: told of progress, in tokens and then in task requests.
 
     Raises:
         BadInput: a folder is no model that can be compared, or an argument is wrong.
     """
     started = time.monotonic()
-    report = report or silent
+    recipe = change(recipe, {"text": text, "tasks": list(tasks) or None, "tokens": tokens})
     limits = check_budget(lossless, budget)
-    read_config(source), read_config(converted)
-    harness.check_tasks(tasks)
+    config = read_config(source)
+    own_code = runs_own_code(converted, read_config(converted))
     storage = storage_dtype(source)
     storage_dtype(converted)  # unreadable weights are found before the source is run
-    wide = WIDER[storage]
+    suite = harness.load_tasks(recipe)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    memory = memory or MemoryLimit()
     reasons, notes = tokenizer_changes(source, converted)
-    own_code = ships_own_code(converted)
-
-    floor: LogitDifference | None = None
-    wide_difference: LogitDifference | None = None
-    storage_difference: LogitDifference | None = None
-    perplexity: Perplexity | None = None
-    generation: Generation | None = None
-    checks: list[Check] = []
-    budgeted: list[Check] = []
+    applied = _tricks_of(converted) if tricks is None else list(tricks)
+    run = _Comparison(
+        source=source,
+        converted=converted,
+        kind=kind_of(config),
+        wide=Place(WIDER[storage], device, memory),
+        stored=Place(storage, device, memory),
+        own_code=own_code,
+        lossless=lossless,
+        sharp=lossless
+        and not own_code
+        and set(applied) <= SCALING
+        and same_weights_laid_out(source, converted),
+    )
     with exact_matmul():
-        reference = _run_source(source, wide, device, text, tokens, report, notes)
-        floor = _run_floor(source, storage, device, reference)
+        reference = run_source(source, run.kind, run.wide, storage, recipe, report or silent, run.sharp)
         try:
-            wide_difference, perplexity, generation = _run_wide(
-                converted, wide, device, own_code, reference, reasons
-            )
-            storage_difference = _run_storage(converted, storage, device, own_code, reference)
-        except _OtherVocabulary as difference:
+            checks, budgeted, perplexity, words = _measure(run, reference, recipe, limits, reasons)
+            notes += words
+        except OtherVocabulary as difference:
             reasons.append(str(difference))
-        else:
-            checks = noise_checks(
-                floor, wide_difference, storage_difference, dtype_name(wide), dtype_name(storage)
-            )
-            if is_noisy(floor):
-                notes.append(NOISY_NOTE.format(floor.divergence))
-            checks += generation_checks(generation, floor)
-            budgeted = budget_checks(limits, storage_difference, perplexity)
+            checks, budgeted, perplexity = [], [], None
+    results: tuple[TaskResult, ...] = ()
+    if suite is not None and run.in_wide is not None:
+        results, words = harness.run_tasks(
+            suite, recipe, source, converted, run.kind, run.stored, own_code, cache, report or silent
+        )
+        notes += words
+        checks += harness.task_checks(results)
     verdict, failures = _judge(reasons, checks, budgeted, lossless)
-    scores = harness.run_tasks(tasks, source, converted, dtype_name(storage), device, own_code)
     return Evidence(
         verdict=verdict,
         reasons=tuple(failures),
-        notes=tuple(notes),
+        notes=(*reference.notes, *notes, *reference.meter.notes),
         checks=tuple(checks + budgeted),
-        floor=floor,
-        wide=wide_difference,
-        storage=storage_difference,
+        floors=tuple(comparison.result() for comparison in run.floors),
+        rounded=_result(run.rounded),
+        wide=_result(run.in_wide),
+        storage=_result(run.in_storage),
+        decode=run.decoded,
         perplexity=perplexity,
-        generation=generation,
-        tasks=scores,
-        settings=_settings(reference, storage, wide, device, lossless, limits, time.monotonic() - started),
+        generation=run.generation,
+        tasks=results,
+        series=_series(run, reference),
+        settings=_settings(run, reference, recipe, limits, time.monotonic() - started),
     )
+
+
+def _measure(
+    run: _Comparison, reference: Reference, recipe: Recipe, limits: Mapping[str, float], reasons: list[str]
+) -> tuple[list[Check], list[Check], Perplexity | None, list[str]]:
+    """Run the converted model, and the source for its noise; a second time over all of it where in doubt."""
+    notes: list[str] = []
+    _run_floors(run, reference, reference.sample)
+    run.rounded = reference.rounded
+    _run_converted(run, reference, reasons)
+    if any(not check.passed for check in _checks(run)) and not reasons and _worth_another_look(run):
+        notes.append(AGAIN_NOTE)
+        whole = [piece for piece in reference.pieces if piece.logits is not None]
+        _run_floors(run, reference, whole)
+        if run.rounded is not None:
+            _run_rounded(run, reference, whole)
+    checks = _checks(run)
+    floor = _floor(run)
+    if floor.noisy:
+        notes.append(NOISY_NOTE.format(floor.divergence))
+    if run.lossless and not run.sharp:
+        notes.append("held to the noise of activations only: the tricks do more than scale weights")
+    perplexity = None
+    if reference.inputs.text is not None and run.losses is not None:
+        perplexity = paired_perplexity(
+            reference.losses, run.losses, reference.inputs.text, recipe.loss_margin
+        )
+    assert run.in_storage is not None
+    return checks, budget_checks(limits, run.in_storage.result(), perplexity), perplexity, notes
+
+
+def _run_floors(run: _Comparison, reference: Reference, pieces: list[Piece]) -> None:
+    """The source in its storage dtype: as it loads and in batches, and with plain attention row by row."""
+    name = f"source in {dtype_name(run.stored.dtype)}"
+    meter = reference.meter
+    with loaded(run.source, run.kind, run.stored) as found:
+        hidden: list[torch.Tensor] = []
+        run.floors = [run_pieces(found, pieces, meter, "source", name, hidden)[0]]
+        run.floor_hidden = hidden
+        batch, meter.batch = meter.batch, 1
+        try:
+            found.model.set_attn_implementation("eager")
+            run.floors.append(
+                run_pieces(found, pieces, meter, "source", f"{name}, plain attention, row by row")[0]
+            )
+        except ValueError:
+            # A class that knows one attention only, and says so; it still runs row by row.
+            run.floors.append(run_pieces(found, pieces, meter, "source", f"{name}, row by row")[0])
+        finally:
+            meter.batch = min(batch, meter.batch) if meter.batch > 1 else batch
+
+
+def _run_rounded(run: _Comparison, reference: Reference, pieces: list[Piece]) -> None:
+    with loaded(run.source, run.kind, run.wide) as found:
+        round_once_more(found.model, run.stored.dtype)
+        name = "source with its weights rounded once more"
+        run.rounded = run_pieces(found, pieces, reference.meter, "source", name)[0]
+
+
+def _run_converted(run: _Comparison, reference: Reference, reasons: list[str]) -> None:
+    """The converted model in both dtypes.
+
+    A lossless one is run over the whole text in the wider dtype, where little noise hides a difference; an
+    approximate one in the dtype in which it will be used.
+    """
+    meter = reference.meter
+    in_wide = f"converted in {dtype_name(run.wide.dtype)}"
+    in_storage = f"converted in {dtype_name(run.stored.dtype)}"
+    with loaded(run.converted, run.kind, run.wide, run.own_code) as found:
+        if found.missing:
+            reasons.append(f"the converted folder lacks weights that its model needs: {few(found.missing)}")
+        pieces = reference.pieces if run.lossless else reference.sample
+        run.in_wide, run.losses = run_pieces(found, pieces, meter, "source", in_wide, run.hidden)
+        led = decode(found, reference)
+    run.generation = compare_continuations(reference.continuations, led, len(reference.prompts[0].inputs))
+    steps = LogitComparison("source", f"{in_wide}, cached")
+    steps.add(reference.continuations.logits.flatten(0, 1), led.logits.flatten(0, 1))
+    run.decoded = steps.result()
+    with loaded(run.converted, run.kind, run.stored, run.own_code) as found:
+        pieces = reference.sample if run.lossless else reference.pieces
+        run.in_storage, losses = run_pieces(found, pieces, meter, "source", in_storage)
+    if not run.lossless:
+        run.losses = losses
+
+
+def _floor(run: _Comparison) -> Floor:
+    return Floor.of([comparison.result() for comparison in run.floors])
+
+
+def _checks(run: _Comparison) -> list[Check]:
+    assert run.in_wide is not None
+    assert run.in_storage is not None
+    assert run.decoded is not None
+    assert run.generation is not None
+    floor, wide = _floor(run), run.in_wide.result()
+    checks = wide_checks(floor, wide)
+    if run.rounded is not None and not floor.noisy:
+        checks.append(rounding_check(run.rounded.result(), wide))
+    stored = f"in {dtype_name(run.stored.dtype)}"
+    checks += loose_checks(floor, run.in_storage.result(), stored)
+    checks += loose_checks(floor, run.decoded, "of cached decoding")
+    return checks + generation_checks(run.generation, floor)
+
+
+def _worth_another_look(run: _Comparison) -> bool:
+    """NaN stays NaN, and where most positions are off no rare event explains it."""
+    assert run.in_wide is not None
+    usual = max(comparison.result().median_divergence for comparison in run.floors)
+    return run.in_wide.result().median_divergence <= LOOSE_DIVERGENCE * usual
 
 
 def _judge(
@@ -161,166 +296,46 @@ def _judge(
     return (Verdict.DIFFERENT, over) if over else (Verdict.WITHIN_BUDGET, [])
 
 
-def _run_source(
-    folder: Path,
-    dtype: torch.dtype,
-    device: str,
-    text: str | None,
-    limit: int | None,
-    report: Report,
-    notes: list[str],
-) -> _Reference:
-    with loaded(folder, dtype, device) as found:
-        if found.missing:
-            raise BadInput(
-                f"{folder} lacks weights that its model needs ({_few(found.missing)}); fetch it again"
-            )
-        vocabulary = _vocabulary(found.model)
-        reference = _prepare(folder, found.model, vocabulary, dtype, text, limit, report, notes)
-        for window, logits in zip(
-            reference.windows, window_logits(found.model, reference.windows, reference.progress), strict=True
-        ):
-            reference.logits.append(logits)
-            reference.losses.append(token_losses(logits, window.targets))
-        reference.vocabulary = reference.logits[0].shape[-1]
-        if not all(bool(torch.isfinite(logits.amax(-1)).all()) for logits in reference.logits):
-            raise BadInput(
-                f"{folder} itself gives NaN or infinite logits in {dtype_name(dtype)}; give an intact model"
-            )
-        reference.continuations = _generate(found.model, reference)
-    return reference
+def _tricks_of(converted: Path) -> list[str]:
+    """The names of the tricks in the folder's `conversion.json`; none where there is no such file."""
+    try:
+        recipe = json.loads((converted / "conversion.json").read_text(encoding="utf-8"))["recipe"]
+        return [str(trick).split(":")[0] for trick in recipe]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
-def _prepare(
-    folder: Path,
-    model: PreTrainedModel,
-    vocabulary: int,
-    dtype: torch.dtype,
-    text: str | None,
-    limit: int | None,
-    report: Report,
-    notes: list[str],
-) -> _Reference:
-    """Choose the tokens and cut them into windows."""
-    count = limit or max(LEAST_TOKENS, min(MOST_TOKENS, KEPT_BYTES // (vocabulary * dtype.itemsize)))
-    if count < 2:
-        raise BadInput(f"{count} token(s) cannot be scored; ask for at least two")
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is not None:
-        origin = "held-out text of the package" if text is None else "text given by the user"
-        tokens = text_tokens(tokenizer, held_out() if text is None else text, count, origin)
-    elif text is not None:
-        raise BadInput(
-            f"{folder} has no tokenizer that loads, so the text cannot be used; leave the text out"
-        )
-    else:
-        tokens = random_tokens(vocabulary, count)
-        notes.append("the source has no tokenizer that loads: run on random token ids, without a perplexity")
-    if int(tokens.ids.max()) >= vocabulary:
-        raise BadInput(
-            f"{folder} has a tokenizer with id {int(tokens.ids.max())} but a model of {vocabulary} tokens; "
-            "give a folder where they belong together"
-        )
-    context = context_length(model) or WINDOW
-    length = min(WINDOW, context)
-    if length < 4:
-        raise BadInput(f"{folder} has a context of {context} tokens; at least 4 are needed")
-    scored = scored_tokens(tokens.ids, tokens.bos)
-    return _Reference(
-        vocabulary=vocabulary,
-        tokens=tokens,
-        windows=list(windows(tokens.ids, length, 3 * length // 4, tokens.bos)),
-        prompts=pick_prompts(tokens.ids, tokens.bos, context),
-        context=context,
-        progress=Progress(report, 4 * scored),
-    )
+def _result(comparison: LogitComparison | None) -> LogitDifference | None:
+    return None if comparison is None else comparison.result()
 
 
-def _run_floor(folder: Path, dtype: torch.dtype, device: str, reference: _Reference) -> LogitDifference:
-    comparison = LogitComparison("source", f"source in {dtype_name(dtype)}")
-    with loaded(folder, dtype, device) as found:
-        _add_all(comparison, found.model, reference)
-    return comparison.result()
-
-
-def _run_wide(
-    folder: Path, dtype: torch.dtype, device: str, own_code: bool, reference: _Reference, reasons: list[str]
-) -> tuple[LogitDifference, Perplexity | None, Generation]:
-    comparison = LogitComparison("source", f"converted in {dtype_name(dtype)}")
-    with loaded(folder, dtype, device, own_code) as found:
-        _check_vocabulary(_vocabulary(found.model), reference)
-        if found.missing:
-            reasons.append(f"the converted folder lacks weights that its model needs: {_few(found.missing)}")
-        losses = _add_all(comparison, found.model, reference)
-        continuations = _generate(found.model, reference)
-    assert reference.continuations is not None
-    generation = compare_continuations(reference.continuations, continuations, reference.prompts.shape[1])
-    if reference.tokens.random:
-        return comparison.result(), None, generation
-    return comparison.result(), paired_perplexity(torch.cat(reference.losses), torch.cat(losses)), generation
-
-
-def _run_storage(
-    folder: Path, dtype: torch.dtype, device: str, own_code: bool, reference: _Reference
-) -> LogitDifference:
-    comparison = LogitComparison("source", f"converted in {dtype_name(dtype)}")
-    with loaded(folder, dtype, device, own_code) as found:
-        _add_all(comparison, found.model, reference)
-    return comparison.result()
-
-
-def _add_all(
-    comparison: LogitComparison, model: PreTrainedModel, reference: _Reference
-) -> list[torch.Tensor]:
-    """Run `model` over the windows into `comparison`; its losses, one tensor a window."""
-    losses = []
-    runs = window_logits(model, reference.windows, reference.progress)
-    for window, expected, logits in zip(reference.windows, reference.logits, runs, strict=True):
-        _check_vocabulary(logits.shape[-1], reference)
-        comparison.add(expected, logits)
-        losses.append(token_losses(logits, window.targets))
-    return losses
-
-
-def _generate(model: PreTrainedModel, reference: _Reference) -> Continuations:
-    return continue_greedily(model, reference.prompts, reference.context)
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().vocab_size)
-
-
-def _check_vocabulary(found: int, reference: _Reference) -> None:
-    if found != reference.vocabulary:
-        raise _OtherVocabulary(
-            f"the converted model predicts over {found} tokens, the source over {reference.vocabulary}"
-        )
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+def _series(run: _Comparison, reference: Reference) -> dict[str, Any]:
+    if run.in_wide is None or run.in_storage is None:
+        return {}
+    full = run.in_wide if run.lossless else run.in_storage
+    return series(reference, full, run.losses, run.hidden, run.floor_hidden)
 
 
 def _settings(
-    reference: _Reference,
-    storage: torch.dtype,
-    wide: torch.dtype,
-    device: str,
-    lossless: bool,
-    budget: Mapping[str, float],
-    seconds: float,
+    run: _Comparison, reference: Reference, recipe: Recipe, budget: Mapping[str, float], seconds: float
 ) -> dict[str, Any]:
+    inputs, meter, device = reference.inputs, reference.meter, run.wide.device
     return {
-        "tokens": scored_tokens(reference.tokens.ids, reference.tokens.bos),
-        "text": reference.tokens.origin,
-        "windows": len(reference.windows),
-        "window": max(len(window.inputs) for window in reference.windows),
+        "recipe": dataclasses.asdict(recipe) | {"tasks": list(recipe.tasks)},
+        "kind": run.kind.value,
+        "tokens": inputs.scored,
+        "text": inputs.tokens.origin,
+        "windows": len(inputs.windows),
+        "window": max(len(window.inputs) for window in inputs.windows),
+        "compared": sum(piece.logits is not None for piece in reference.pieces),
+        "passes": round(meter.done / inputs.fed, 3),
+        "batch": meter.batch,
         "vocabulary": reference.vocabulary,
-        "storage_dtype": dtype_name(storage),
-        "wide_dtype": dtype_name(wide),
+        "storage_dtype": dtype_name(run.stored.dtype),
+        "wide_dtype": dtype_name(run.wide.dtype),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "lossless": lossless,
+        "memory": dataclasses.asdict(run.wide.memory),
+        "lossless": run.lossless,
         "budget": dict(budget),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

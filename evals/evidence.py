@@ -9,32 +9,43 @@ from typing import Any
 from evals.generation import Generation
 from evals.logits import LogitDifference
 from evals.perplexity import Perplexity
-from evals.verdict import Check, Verdict
+from evals.tasks import Metric, TaskResult
+from evals.verdict import Check, Floor, Verdict
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What was measured, the limits it was held to, and the verdict.
 
-    `floor`, `wide` and `storage` are compared with one reference, the source in the wider dtype (see
-    `evals.verdict`); they are None only where the two models cannot be run on the same tokens. `reasons` say
-    why the verdict is `different`; `notes` what a reader should know besides. `tasks` maps an lm-eval task
-    and metric to the source's and the converted model's score.
+    The runs (see `evals.verdict`) are compared with one reference, the source in the wider dtype: `floors`
+    are the source in its storage dtype, `rounded` with its weights stored once more, `wide` and `storage` the
+    converted model in either dtype, `decode` its cached decode path. They are None only where the two models
+    cannot be run on the same tokens, or a run was left out for a reason that `notes` give. `reasons` say why
+    the verdict is `different`. `series` holds what is drawn: per-token losses, divergences by position,
+    errors by layer.
     """
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
-    floor: LogitDifference | None = None
+    floors: tuple[LogitDifference, ...] = ()
+    rounded: LogitDifference | None = None
     wide: LogitDifference | None = None
     storage: LogitDifference | None = None
+    decode: LogitDifference | None = None
     perplexity: Perplexity | None = None
     generation: Generation | None = None
-    tasks: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    tasks: tuple[TaskResult, ...] = ()
+    series: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def floor(self) -> Floor | None:
+        """The source's own rounding noise; None where it was not measured."""
+        return Floor.of(self.floors) if self.floors else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; a number that is not finite is written as a string ("nan", "inf")."""
@@ -49,7 +60,7 @@ class Evidence:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: written by a later version, or not evidence at all.
+            ValueError: written by another version, or not evidence at all.
         """
         if data.get("schema") != SCHEMA:
             raise ValueError(f"evidence of schema {data.get('schema')!r}; this version reads {SCHEMA}")
@@ -62,12 +73,15 @@ class Evidence:
                     Check(c["name"], float(c["value"]), float(c["limit"]), bool(c["least"]))
                     for c in data["checks"]
                 ),
-                floor=_logits(data["floor"]),
-                wide=_logits(data["wide"]),
-                storage=_logits(data["storage"]),
-                perplexity=_perplexity(data["perplexity"]),
-                generation=None if data["generation"] is None else Generation(**data["generation"]),
-                tasks=data["tasks"],
+                floors=tuple(_record(LogitDifference, run) for run in data["floors"]),
+                rounded=_optional(LogitDifference, data["rounded"]),
+                wide=_optional(LogitDifference, data["wide"]),
+                storage=_optional(LogitDifference, data["storage"]),
+                decode=_optional(LogitDifference, data["decode"]),
+                perplexity=_optional(Perplexity, data["perplexity"]),
+                generation=_optional(Generation, data["generation"]),
+                tasks=tuple(TaskResult.from_json(task) for task in data["tasks"]),
+                series=data["series"],
                 settings=data["settings"],
             )
         except (KeyError, TypeError) as error:
@@ -75,46 +89,80 @@ class Evidence:
 
     def headline(self) -> list[tuple[str, str]]:
         """The figures that matter, (name, value) in words for people."""
-        lines: list[tuple[str, str]] = []
-        wide_name, storage_name = self.settings.get("wide_dtype", ""), self.settings.get("storage_dtype", "")
-        if self.wide and self.floor and self.storage:
-            lines += [
-                (f"KL divergence in {wide_name}", self._against_limit(0, " nats/token")),
-                (f"largest logit difference in {wide_name}", self._against_limit(2, "")),
-                (f"KL divergence in {storage_name}", self._against_limit(4, " nats/token")),
-                (
-                    "the source's own rounding noise",
-                    f"{self.floor.divergence:.2e} nats/token ({storage_name} against {wide_name})",
-                ),
-                (
-                    "same best token",
-                    f"{self.wide.top1:.2%} of {self.wide.positions} positions "
-                    f"(source in {storage_name}: {self.floor.top1:.2%})",
-                ),
-            ]
-        if self.perplexity:
-            p = self.perplexity
-            lines.append(
-                (
-                    "perplexity",
-                    f"{p.source:.4f} source, {p.converted:.4f} converted ({p.difference:+.1e} nats/token)",
-                )
-            )
-        if self.generation:
-            lines.append(("greedy generation", describe_generation(self.generation)))
-        for task, metrics in self.tasks.items():
-            for metric, scores in metrics.items():
-                lines.append(
-                    (
-                        f"{task} {metric}",
-                        f"{scores['source']:.4f} source, {scores['converted']:.4f} converted",
-                    )
-                )
+        return [*self._logit_lines(), *self._loss_lines(), *self._task_lines()]
+
+    def _logit_lines(self) -> list[tuple[str, str]]:
+        floor, wide = self.floor, self.wide
+        if floor is None or wide is None:
+            return []
+        stored = self.settings.get("storage_dtype", "")
+        lines = [
+            (check.name, f"{check.value:.2e} (limit {check.limit:.2e})")
+            for check in self.checks
+            if check.name.startswith(("KL", "largest RMS", "median", "RMS"))
+        ]
+        noise = f"{floor.divergence:.2e} nats/token KL, {floor.rms:.2e} RMS (source in {stored})"
+        lines.append(("the source's own rounding noise", noise))
+        at = f"position {wide.largest_position}, token {wide.largest_token}"
+        lines += [
+            ("largest logit difference", f"{wide.largest:.2e}, at {at}"),
+            ("total variation", f"{wide.total_variation:.2e}"),
+            (
+                "same best token, same best five",
+                f"{wide.top1:.2%}, {wide.top5:.2%} of {wide.positions} positions "
+                f"(source in {stored}: {self.floors[0].top1:.2%}, {self.floors[0].top5:.2%})",
+            ),
+        ]
         return lines
 
-    def _against_limit(self, check: int, unit: str) -> str:
-        measured = self.checks[check]
-        return f"{measured.value:.2e}{unit} (limit {measured.limit:.2e})"
+    def _loss_lines(self) -> list[tuple[str, str]]:
+        lines = []
+        if self.perplexity:
+            p = self.perplexity
+            lines += [
+                (
+                    "perplexity",
+                    f"{p.source:.4f} source, {p.converted:.4f} converted "
+                    f"({p.source_bits_per_byte:.4f}, {p.converted_bits_per_byte:.4f} bits per byte)",
+                ),
+                (
+                    "mean loss, converted − source",
+                    f"{p.difference:+.1e} nats/token, 95% interval [{p.low:+.1e}, {p.high:+.1e}]; "
+                    f"within ±{p.margin:g}: {_shown(p.equivalence)}",
+                ),
+                (
+                    "what this text could have missed",
+                    f"a mean loss change below {p.detectable:.1e} nats/token",
+                ),
+            ]
+        if self.generation:
+            lines.append(("greedy generation through the cache", describe_generation(self.generation)))
+        return lines
+
+    def _task_lines(self) -> list[tuple[str, str]]:
+        return [
+            (f"{task.task} {metric.name}", describe_metric(task, metric))
+            for task in self.tasks
+            for metric in task.metrics
+        ]
+
+
+def _shown(p: float) -> str:
+    return f"shown (p = {p:.1g})" if p < 0.05 else f"not shown (p = {p:.2f})"
+
+
+def describe_metric(task: TaskResult, metric: Metric) -> str:
+    """One line on a task's metric."""
+    line = f"{metric.source:.4f} source, {metric.converted:.4f} converted"
+    if metric.difference is None or metric.low is None or metric.high is None:
+        return f"{line} ({task.documents} documents)"
+    line += f" ({metric.difference:+.4f}, 95% interval [{metric.low:+.4f}, {metric.high:+.4f}]"
+    if metric.gained is not None and metric.mcnemar is not None:
+        line += f"; {metric.gained} gained, {metric.lost} lost of {task.documents}"
+        line += f", McNemar p = {metric.mcnemar:.2g}"
+    if metric.equivalence is not None and metric.margin is not None:
+        line += f"; within ±{metric.margin:g}: {_shown(metric.equivalence)}"
+    return f"{line}; detectable: {metric.detectable:.3f})"
 
 
 def describe_generation(generation: Generation) -> str:
@@ -128,19 +176,15 @@ def describe_generation(generation: Generation) -> str:
     )
 
 
-def _logits(data: dict[str, Any] | None) -> LogitDifference | None:
-    if data is None:
-        return None
-    numbers = {"largest", "mean", "rms", "divergence", "largest_divergence", "top1"}
-    fields: dict[str, Any] = {key: float(value) if key in numbers else value for key, value in data.items()}
-    return LogitDifference(**fields)
+def _optional(record: Any, data: dict[str, Any] | None) -> Any:
+    return None if data is None else _record(record, data)
 
 
-def _perplexity(data: dict[str, Any] | None) -> Perplexity | None:
-    if data is None:
-        return None
-    fields: dict[str, Any] = {key: value if key == "tokens" else float(value) for key, value in data.items()}
-    return Perplexity(**fields)
+def _record(record: Any, data: dict[str, Any]) -> Any:
+    """A dataclass of numbers and names, with numbers written as words read back."""
+    return record(
+        **{key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in data.items()}
+    )
 
 
 def _plain(value: Any) -> Any:

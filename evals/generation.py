@@ -1,35 +1,46 @@
-"""Greedy generation: what both models write after the same prompts."""
+"""Greedy generation through the cache: what the source writes, and whether the converted model would too.
+
+The source continues some prompts with its best token each time. The converted model is then led over the same
+tokens by the same `generate`, with its own cache, one token at a time, and its logits are compared step by
+step. So the cached decode path is measured whatever happens at the first tie, and where the converted model's
+own best token first differs is where its greedy text would have parted from the source's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
-PROMPTS = 4
-PROMPT_TOKENS = 32
-NEW_TOKENS = 48
+from evals.models import Kind, Loaded
+from evals.passes import model_inputs
+from evals.windows import Window
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """`tokens` `(prompts, new)`, and by how much the best logit led the second best at each step, same
-    shape."""
+    """`tokens` `(prompts, new)` that were written, and each step's logits `(prompts, new, vocabulary)`."""
 
     tokens: torch.Tensor
-    lead: torch.Tensor
+    logits: torch.Tensor
+
+    @property
+    def lead(self) -> torch.Tensor:
+        """By how much the best logit led the second best at each step, float64 `(prompts, new)`."""
+        best = self.logits.double().topk(2, dim=-1).values
+        return best[..., 0] - best[..., 1]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Both models' greedy continuations of the same prompts.
+    """Both models' greedy continuations of the same prompts, in the wider dtype.
 
     `same` prompts went on identically. `first_divergence` is the earliest new token (counted from 0) that
     differs in any prompt. `lead` is the largest lead, in logits, that the source's own choice had where a
-    prompt first
-    diverged: a lead within the noise is a tie that either model may break either way.
+    prompt first diverged: a lead within the noise is a tie that either model may break either way.
     """
 
     prompts: int
@@ -45,23 +56,27 @@ class Generation:
         return self.same == self.prompts
 
 
-def pick_prompts(ids: torch.Tensor, bos: int | None, context: int) -> torch.Tensor:
-    """Evenly spaced stretches of `ids` as prompts of one length, `(prompts, length)`."""
-    lead = ids.new_tensor([] if bos is None else [bos])
-    length = max(1, min(PROMPT_TOKENS, len(ids), context // 2 - len(lead)))
-    last = len(ids) - length
-    begins = sorted({last * i // max(1, PROMPTS - 1) for i in range(PROMPTS)})
-    return torch.stack([torch.cat([lead, ids[b : b + length]]) for b in begins])
+class _Led(LogitsProcessor):
+    """Leaves one token to choose at each step."""
+
+    def __init__(self, tokens: torch.Tensor, begin: int) -> None:
+        self._tokens, self._begin = tokens, begin
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = self._tokens[:, input_ids.shape[1] - self._begin].to(scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, step[:, None], 0.0)
 
 
 @torch.inference_mode()
-def continue_greedily(model: PreTrainedModel, prompts: torch.Tensor, context: int) -> Continuations:
-    """Go on after each prompt with the best token each time, through the model's own cache.
+def continue_greedily(
+    found: Loaded, prompts: Sequence[Window], new: int, led: torch.Tensor | None = None
+) -> Continuations:
+    """Go on after each prompt for `new` tokens: the best each time, or those of `led` `(prompts, new)`.
 
     The model's `generation_config.json` is set aside: an end token or a repetition penalty would compare
-    settings.
+    settings. So are a class's own ways to generate (Whisper's, which cuts sound into parts).
     """
-    new = max(1, min(NEW_TOKENS, context - prompts.shape[1]))
+    model = found.model
     plain = GenerationConfig(
         do_sample=False,
         max_new_tokens=new,
@@ -72,25 +87,30 @@ def continue_greedily(model: PreTrainedModel, prompts: torch.Tensor, context: in
         return_dict_in_generate=True,
     )
     model.generation_config = plain
-    inputs = prompts.to(model.device)
-    generate: Any = model.generate  # its declared type is lost in a decorator
-    out = generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=plain)
-    best = torch.stack([step.topk(2, dim=-1).values for step in out.logits], dim=1)  # (prompts, new, 2)
-    lead = (best[..., 0] - best[..., 1]).double().cpu()
-    return Continuations(out.sequences[:, prompts.shape[1] :].cpu(), lead)
+    inputs = model_inputs(found, prompts)
+    begin = inputs["input_ids" if found.kind is Kind.CAUSAL else "decoder_input_ids"].shape[1]
+    if found.kind is not Kind.SPEECH:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    processors = LogitsProcessorList([] if led is None else [_Led(led, begin)])
+    generate: Any = GenerationMixin.generate
+    out = generate(model, **inputs, generation_config=plain, logits_processor=processors)
+    return Continuations(
+        out.sequences[:, begin:].cpu(), torch.stack([step.cpu() for step in out.logits], dim=1)
+    )
 
 
 def compare_continuations(source: Continuations, converted: Continuations, prompt_tokens: int) -> Generation:
-    """Where the two part, prompt by prompt."""
+    """Where greedy texts part, prompt by prompt, from the led model's own best tokens."""
     count, new = source.tokens.shape
+    best, lead = converted.logits.argmax(-1), source.lead
     steps: list[int] = []
     leads: list[float] = []
     for prompt in range(count):
-        differing = (source.tokens[prompt] != converted.tokens[prompt]).nonzero()
+        differing = (source.tokens[prompt] != best[prompt]).nonzero()
         if len(differing):
             step = int(differing[0])
             steps.append(step)
-            leads.append(float(source.lead[prompt, step]))
+            leads.append(float(lead[prompt, step]))
     return Generation(
         prompts=count,
         prompt_tokens=prompt_tokens,

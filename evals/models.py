@@ -4,67 +4,143 @@ from __future__ import annotations
 
 import gc
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    PreTrainedModel,
+)
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
+from evals.memory import MemoryLimit, placement
 from tricks import BadInput
+
+
+class Kind(StrEnum):
+    """What a model reads: tokens, tokens through an encoder, or sound through one."""
+
+    CAUSAL = "causal"
+    SEQ2SEQ = "encoder-decoder"
+    SPEECH = "speech"
+
+
+_AUTO: dict[Kind, Any] = {
+    Kind.CAUSAL: AutoModelForCausalLM,
+    Kind.SEQ2SEQ: AutoModelForSeq2SeqLM,
+    Kind.SPEECH: AutoModelForSpeechSeq2Seq,
+}
+_NAMES = {
+    Kind.SPEECH: modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    Kind.SEQ2SEQ: modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs: its dtype, its device, and how much memory it may take."""
+
+    dtype: torch.dtype
+    device: str
+    memory: MemoryLimit
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to run, and the parameters that its files did not hold."""
+    """A model ready to run, the device its inputs go to, and the parameters that its files did not hold.
+
+    `offloaded` says that some weights stay in their files until their layer runs.
+    """
 
     model: PreTrainedModel
+    kind: Kind
+    device: torch.device
     missing: tuple[str, ...]
+    offloaded: bool
+
+
+def kind_of(config: dict[str, Any]) -> Kind:
+    """What the config's architecture reads."""
+    written = set(config.get("architectures") or [])
+    for kind, names in _NAMES.items():
+        entry = names.get(str(config.get("model_type")), ())
+        classes = {entry} if isinstance(entry, str) else set(entry)
+        if classes & written or (classes and not written and config.get("is_encoder_decoder")):
+            return kind
+    return Kind.CAUSAL
 
 
 @contextmanager
-def loaded(folder: Path, dtype: torch.dtype, device: str, own_code: bool = False) -> Iterator[Loaded]:
-    """The folder's causal LM in `dtype`, dropped from memory at the end.
+def loaded(folder: Path, kind: Kind, place: Place, own_code: bool = False) -> Iterator[Loaded]:
+    """The folder's language model, dropped from memory at the end.
 
     Args:
-        own_code: run the modelling files in the folder; only for what Tricksmith wrote itself.
+        own_code: run the modelling files in the folder; only for what `runs_own_code` allows.
 
     Raises:
-        BadInput: the folder does not load as a causal LM.
+        BadInput: the folder does not load as a model of this kind, or not within the memory allowed.
     """
-    try:
-        with quiet():
-            both: Any = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                dtype=dtype,
-                trust_remote_code=own_code,
-                local_files_only=True,
-                use_safetensors=True,
-                low_cpu_mem_usage=True,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        # Whatever transformers or the model's own code raise, what the user can do is give another folder.
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BadInput(
-            f"{folder} does not load as a causal LM in transformers {transformers.__version__}: {first}"
-        ) from error
-    model = both[0]
-    missing_keys = both[1]["missing_keys"]
-    del both
-    parameters = {name for name, _ in model.named_parameters()}
-    missing = tuple(sorted(parameters.intersection(missing_keys)))
-    try:
-        yield Loaded(model.to(device).eval(), missing)
-    finally:
-        del model
-        gc.collect()
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory(prefix="tricksmith-offload-") as offload:
+        layout = placement(folder, place.dtype, place.device, place.memory, offload)
+        try:
+            with quiet():
+                both: Any = _AUTO[kind].from_pretrained(
+                    str(folder),
+                    dtype=place.dtype,
+                    trust_remote_code=own_code,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **layout,
+                )
+        except Exception as error:
+            # Whatever transformers or the model's own code raise, what the user can do is give another
+            # folder.
+            raise BadInput(
+                f"{folder} does not load as a {_WORDS[kind]} in transformers {transformers.__version__}: "
+                f"{first_line(error)}"
+            ) from error
+        model = both[0]
+        missing_keys = both[1]["missing_keys"]
+        del both
+        parameters = {name for name, _ in model.named_parameters()}
+        missing = tuple(sorted(parameters.intersection(missing_keys)))
+        try:
+            if not layout:
+                model.to(place.device)
+            model.eval()
+            yield Loaded(model, kind, _entry(model, place.device), missing, bool(layout))
+        finally:
+            del model
+            gc.collect()
+            if place.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+
+
+_WORDS = {
+    Kind.CAUSAL: "causal LM",
+    Kind.SEQ2SEQ: "encoder-decoder",
+    Kind.SPEECH: "speech model",
+}
+
+
+def _entry(model: PreTrainedModel, device: str) -> torch.device:
+    """Where accelerate runs a spread model's first layer, or `device`."""
+    spread: dict[str, Any] = getattr(model, "hf_device_map", {})
+    on_gpu = [place for place in spread.values() if place not in ("cpu", "disk")]
+    if spread and not on_gpu:
+        return torch.device("cpu")
+    return torch.device(on_gpu[0]) if on_gpu else torch.device(device)
 
 
 @contextmanager
@@ -100,21 +176,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def ships_own_code(folder: Path) -> bool:
-    """Whether every Python file in the folder is a modelling file that our own `conversion.json` lists."""
-    code = {file.name for file in folder.glob("*.py")}
-    try:
-        listed = json.loads((folder / "conversion.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return bool(code) and all(name.startswith("modeling_") and name in listed for name in code)
-
-
 def context_length(model: PreTrainedModel) -> int | None:
     """The longest input the model's positions reach; None where its config does not say."""
-    config = model.config.get_text_config()
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
+    config = model.config.get_text_config(decoder=True)
+    keys = (
+        "max_target_positions",
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "seq_length",
+        "n_ctx",
+    )
+    for key in keys:
         value = getattr(config, key, None)
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

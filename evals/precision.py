@@ -42,6 +42,16 @@ def storage_dtype(folder: Path) -> torch.dtype:
     return torch.float32 if dtype == torch.float64 else dtype
 
 
+def weight_count(folder: Path) -> int:
+    """How many numbers the folder's safetensors files hold."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                total += torch.Size(tensors.get_slice(name).get_shape()).numel()
+    return total
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32` for `torch.float32`."""
     return str(dtype).removeprefix("torch.")

@@ -44,7 +44,8 @@ def test_a_model_is_equivalent_to_itself(random_llama):
     assert evidence.wide.identical
     assert evidence.wide.divergence == 0
     assert evidence.generation.identical
-    assert evidence.storage.divergence == evidence.floor.divergence > 0
+    assert evidence.decode.identical
+    assert evidence.storage.divergence == evidence.floors[0].divergence > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -62,7 +63,7 @@ def test_a_clean_fold_of_the_trained_model_is_equivalent(tiny_llama, folded):
     assert evidence.verdict is Verdict.EQUIVALENT, evidence.reasons
     assert evidence.perplexity.source < 100
     assert abs(evidence.perplexity.difference) < 1e-3
-    assert evidence.perplexity.tokens == evidence.settings["tokens"] == evidence.floor.positions
+    assert evidence.perplexity.tokens == evidence.settings["tokens"] == evidence.wide.positions
 
 
 @pytest.mark.parametrize("layer", [0, 5])
@@ -105,13 +106,13 @@ def test_a_bias_that_is_missing_from_the_files_is_named(random_llama, folded):
     assert f"{LAYER}self_attn.q_proj.bias" in evidence.reasons[0]
 
 
-def test_one_wrong_row_of_the_vocabulary_is_caught_by_the_largest_difference(random_llama, folded):
+def test_one_wrong_row_of_the_vocabulary_is_caught_by_its_own_check(random_llama, folded):
     def damage(tensors):
         tensors["lm_head.weight"][7] = tensors["lm_head.weight"][8]
 
     evidence = compare(random_llama, folded(random_llama, damage), tokens=300)
     assert evidence.verdict is Verdict.DIFFERENT
-    assert "largest logit difference in float32" in failed(evidence)
+    assert "largest RMS difference of one vocabulary entry in float32" in failed(evidence)
 
 
 def test_another_rope_base_is_caught(random_llama, folded, set_config):
@@ -159,14 +160,19 @@ def test_without_a_tokenizer_random_ids_are_used_and_said(random_llama, folded):
     assert evidence.perplexity is None
     assert "random token ids" in evidence.notes[0]
     with pytest.raises(BadInput, match="no tokenizer"):
-        compare(random_llama, random_llama, text="some text")
+        compare(random_llama, random_llama, text=__file__)
 
 
 def test_evidence_survives_json(tiny_llama, folded):
     evidence = compare(tiny_llama, folded(tiny_llama), tokens=200)
     assert Evidence.from_json(json.loads(json.dumps(evidence.to_json(), allow_nan=False))) == evidence
     names = [name for name, _ in evidence.headline()]
-    assert {"perplexity", "greedy generation", "KL divergence in float32"} <= set(names)
+    assert {
+        "perplexity",
+        "greedy generation through the cache",
+        "KL divergence in float32",
+        "what this text could have missed",
+    } <= set(names)
     with pytest.raises(ValueError, match="schema 99"):
         Evidence.from_json(evidence.to_json() | {"schema": 99})
 
@@ -207,6 +213,9 @@ def test_progress_reaches_its_total_and_can_cancel(random_llama):
 
 def test_bad_requests_get_one_clear_line(random_llama, tiny_llama, edited, tmp_path):
     (tmp_path / "empty").mkdir()
+    short, empty = tmp_path / "short.txt", tmp_path / "empty.txt"
+    short.write_text("a")
+    empty.write_text(" ")
     for run, line in [
         (lambda: compare(tmp_path / "empty", random_llama), "no config.json"),
         (lambda: compare(random_llama, tmp_path / "nothing"), "no config.json"),
@@ -215,7 +224,10 @@ def test_bad_requests_get_one_clear_line(random_llama, tiny_llama, edited, tmp_p
             lambda: compare(random_llama, random_llama, lossless=False, budget={"kll": 1.0}),
             "unknown budget 'kll'",
         ),
-        (lambda: compare(tiny_llama, tiny_llama, text="a"), "at least two"),
+        (lambda: compare(tiny_llama, tiny_llama, text=str(short)), "at least two"),
+        (lambda: compare(tiny_llama, tiny_llama, text=str(empty)), "holds no text"),
+        (lambda: compare(tiny_llama, tiny_llama, text=str(tmp_path / "no.jsonl")), "is no file"),
+        (lambda: compare(tiny_llama, tiny_llama, tokens=1), "at least 2"),
     ]:
         with pytest.raises(BadInput, match=line) as caught:
             run()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evals.generation import Continuations, compare_continuations
@@ -18,29 +19,61 @@ from evals.perplexity import paired_perplexity, token_losses
 from evals.text import held_out, text_tokens
 from evals.tokenizer import load_tokenizer, tokenizer_changes
 from evals.verdict import Check
-from evals.windows import scored_tokens, windows
+from evals.windows import chunks, pairs, scored_tokens, windows
 
 
 @given(
     count=st.integers(2, 200),
-    length=st.integers(2, 40),
-    stride=st.integers(1, 39),
-    bos=st.one_of(st.none(), st.just(999)),
+    length=st.integers(3, 40),
+    stride=st.integers(1, 40),
+    first=st.one_of(st.none(), st.just(998)),
+    lead=st.one_of(st.none(), st.just(999)),
 )
-def test_windows_score_every_token_once_with_its_own_past(count, length, stride, bos):
-    if stride >= length:
-        stride = length - 1
+def test_windows_score_every_token_once_with_its_own_past(count, length, stride, first, lead):
+    stride = min(stride, length - (lead is not None))
     ids = torch.arange(count)
-    cut = list(windows(ids, length, stride, bos))
+    cut = list(windows(ids, length, stride, first, lead))
     targets = torch.cat([window.targets for window in cut]).tolist()
-    assert targets == list(range(0 if bos is not None else 1, count))
-    assert len(targets) == scored_tokens(ids, bos)
+    assert targets == list(range(0 if first is not None else 1, count))
+    assert len(targets) == scored_tokens(cut)
     for window in cut:
         assert len(window.targets) <= len(window.inputs) <= length
-        assert int(window.inputs[-1]) == (int(window.targets[-1]) - 1 if window.targets[-1] else bos)
-        assert bos is None or int(window.inputs[0]) == bos
+        last = int(window.targets[-1])
+        assert int(window.inputs[-1]) == (last - 1 if last else first)
+        past = window.inputs.tolist()
+        begin = past[1] if past[0] in (998, 999) and len(past) > 1 else past[0]
+        if begin not in (998, 999):
+            assert past[-(last - begin) :] == list(range(begin, last))
     for window in cut[1:]:
         assert len(window.inputs) - len(window.targets) >= min(length - stride - 1, 1)
+        assert lead is None or int(window.inputs[0]) in (lead, first, 0)
+
+
+@given(count=st.integers(1, 300), length=st.integers(2, 50))
+def test_windows_without_overlap_are_those_of_lm_eval(count, length):
+    ids = torch.arange(count)
+    theirs = [make_disjoint_window(pair) for pair in get_rolling_token_windows(ids.tolist(), 999, length, 1)]
+    ours = [
+        (
+            (window.inputs.tolist() + window.targets.tolist()[-1:])[: -len(window.targets)],
+            window.targets.tolist(),
+        )
+        for window in windows(ids, length, length, first=999)
+    ]
+    assert ours == [(context, continuation) for context, continuation in theirs]
+
+
+def test_chunks_leave_each_first_token_unscored():
+    cut = list(chunks(torch.arange(11), 5))
+    assert [window.targets.tolist() for window in cut] == [[1, 2, 3, 4], [6, 7, 8, 9]]
+    assert [window.inputs.tolist() for window in cut] == [[0, 1, 2, 3], [5, 6, 7, 8]]
+
+
+def test_an_encoder_reads_what_the_decoder_goes_on_from():
+    cut = list(pairs(torch.arange(10), 3, 2, 99))
+    assert [window.encoder.tolist() for window in cut] == [[0, 1, 2], [5, 6, 7]]
+    assert [window.inputs.tolist() for window in cut] == [[99, 3], [99, 8]]
+    assert [window.targets.tolist() for window in cut] == [[3, 4], [8, 9]]
 
 
 def test_perplexity_of_one_window_is_what_transformers_computes(tiny_llama):
@@ -49,9 +82,9 @@ def test_perplexity_of_one_window_is_what_transformers_computes(tiny_llama):
     with torch.inference_mode():
         output = model(input_ids=ids[None], labels=ids[None])
     losses = token_losses(output.logits[0, :-1], ids[1:])
-    result = paired_perplexity(losses, losses)
+    result = paired_perplexity(losses, losses, "some text")
     assert result.source == pytest.approx(math.exp(output.loss), rel=1e-5)
-    assert result.difference == result.standard_error == result.largest == 0
+    assert result.difference == result.standard_error == result.low == result.high == result.largest == 0
 
 
 def test_divergence_agrees_with_torch_and_keeps_its_digits_when_tiny():
@@ -107,10 +140,17 @@ def test_a_check_keeps_its_limit_when_it_reaches_it_and_never_with_nan():
 
 
 def test_generation_tells_where_texts_part_and_how_sure_the_source_was():
-    source = Continuations(
-        torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[9.0, 8.0, 7.0], [6.0, 0.5, 4.0]])
-    )
-    other = Continuations(torch.tensor([[1, 2, 3], [4, 9, 6]]), source.lead)
+    def step(best, second, lead):
+        logits = torch.zeros(12)
+        logits[best], logits[second] = 20.0, 20.0 - lead
+        return logits
+
+    logits = torch.stack([torch.stack([step(t, 11, 5.0) for t in row]) for row in ((1, 2, 3), (4, 5, 6))])
+    logits[1, 1] = step(5, 9, 0.5)
+    source = Continuations(torch.tensor([[1, 2, 3], [4, 5, 6]]), logits)
+    led = logits.clone()
+    led[1, 1] = step(9, 5, 0.5)
+    other = Continuations(source.tokens, led)
     result = compare_continuations(source, other, 8)
     assert (result.same, result.prompts, result.first_divergence, result.lead) == (1, 2, 1, 0.5)
     assert compare_continuations(source, source, 8).identical

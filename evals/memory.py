@@ -1,0 +1,96 @@
+"""How much memory a comparison may hold, and where a model's weights go under that limit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from evals.precision import weight_count
+from tricks import BadInput
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", re.IGNORECASE)
+SHARE_KEPT = 8  # of what may be held: this part for the reference's logits,
+SHARE_WORK = 4  # and this part for activations and the temporaries of the comparison
+FREE_SHARE = 0.8  # of what is free is used where no limit is stated
+KEPT_BYTES = 2**30  # the most for the reference's logits, however large the memory
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """The most bytes to hold: `cpu` of this whole process, `gpu` of one accelerator; None: what is free."""
+
+    cpu: int | None = None
+    gpu: int | None = None
+
+    def spare(self, device: str) -> int:
+        """Bytes that can still be taken on `device` ("cpu", "cuda:0", ...)."""
+        if device.startswith("cuda"):
+            free, _ = torch.cuda.mem_get_info(device)
+            allocated = torch.cuda.memory_allocated(device)
+            return int(free * FREE_SHARE) if self.gpu is None else self.gpu - allocated
+        if self.cpu is None:
+            return int(psutil.virtual_memory().available * FREE_SHARE)
+        return self.cpu - int(psutil.Process().memory_info().rss)
+
+    def kept(self) -> int:
+        """Bytes for the logits that the converted model's are compared with."""
+        return min(KEPT_BYTES, max(self.spare("cpu"), 0) // SHARE_KEPT)
+
+
+def parse_memory(text: str) -> MemoryLimit:
+    """`8GiB` (of this process), or `cuda=20GiB,cpu=8GiB`.
+
+    Raises:
+        BadInput: not of that form.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.rpartition("=")
+        name = {"": "cpu", "cpu": "cpu", "cuda": "gpu", "gpu": "gpu"}.get(name.strip().lower(), "?")
+        match = _SIZE.fullmatch(size.strip())
+        if name == "?" or match is None or name in found:
+            raise BadInput(f"{text!r} is no memory limit; write 8GiB, or cuda=20GiB,cpu=8GiB")
+        found[name] = int(float(match[1]) * _UNITS[match[2].lower()])
+    return MemoryLimit(**found)
+
+
+def placement(
+    folder: Path, dtype: torch.dtype, device: str, limit: MemoryLimit, offload: str
+) -> dict[str, Any]:
+    """How `from_pretrained` should lay out the folder's weights; empty where they simply fit on `device`.
+
+    What does not fit on a GPU goes to the CPU's memory, what does not fit there stays in its file and is read
+    when its layer runs (accelerate's disk offload, in the folder `offload` where it needs one).
+
+    Raises:
+        BadInput: the limit leaves nothing for weights.
+    """
+    needed = weight_count(folder) * dtype.itemsize
+    cpu = limit.spare("cpu") * (SHARE_WORK - 1) // SHARE_WORK
+    gpu = limit.spare(device) * (SHARE_WORK - 1) // SHARE_WORK if device.startswith("cuda") else None
+    if needed <= (cpu if gpu is None else gpu):
+        return {}
+    if cpu <= 0:
+        raise BadInput(
+            f"a limit of {limit.cpu} bytes is less than this process holds without any model; allow more"
+        )
+    most: dict[int | str, int] = {"cpu": cpu}
+    if gpu is not None:
+        most[torch.device(device).index or 0] = gpu
+    return {"device_map": "auto", "max_memory": most, "offload_folder": offload}

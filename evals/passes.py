@@ -1,0 +1,130 @@
+"""One model run over windows, in batches, with a count of what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from evals.models import Kind, Loaded
+from evals.windows import Window
+from tricks import BadInput, Report
+
+LOGIT_BYTES = 2**28  # of one batch; more rows at once than that buy no speed
+
+
+@dataclass
+class Meter:
+    """Counts the tokens that all runs together read, tells how far they are, and what had to give way.
+
+    `batch` is the most rows of a forward pass; it is halved for good where memory runs out.
+    """
+
+    report: Report
+    total: int
+    batch: int
+    notes: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def add(self, tokens: int) -> None:
+        """`tokens` more were read."""
+        self.done += tokens
+        self.total = max(self.total, self.done)
+        self.report("tokens", self.done, self.total)
+
+    def shrink(self, rows: int) -> int:
+        """Half of `rows`, after a batch of that many did not fit in memory.
+
+        Raises:
+            BadInput: it was one row.
+        """
+        if rows == 1:
+            raise BadInput(
+                "out of memory even with one window at a time; close other programs, "
+                "or give a larger --max-memory"
+            )
+        self.batch = rows // 2
+        self.notes.append(f"out of memory with {rows} windows at a time: went on with {self.batch}")
+        return self.batch
+
+
+def window_logits(
+    found: Loaded, cut: Sequence[Window], meter: Meter, hidden: list[torch.Tensor] | None = None
+) -> Iterator[torch.Tensor]:
+    """Each window's logits for all its inputs, `(inputs, vocabulary)`, on the CPU, in order.
+
+    `hidden` is given the residual stream of the first window after every layer, `(inputs, width)` each.
+    """
+    at = 0
+    while at < len(cut):
+        rows = _batch(found, cut, at, meter.batch)
+        want = hidden is not None and at == 0
+        while True:
+            try:
+                output = _forward(found, cut[at : at + rows], want)
+                logits = output.logits.cpu()
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            rows = meter.shrink(rows)
+        if want and hidden is not None:
+            states = getattr(output, "hidden_states", None) or getattr(output, "decoder_hidden_states", None)
+            hidden.extend(state[0].cpu() for state in states or ())
+        del output
+        # One row at a time, so that whoever stops in between has counted only what was used.
+        for window, row in zip(cut[at : at + rows], logits, strict=True):
+            yield row
+            meter.add(len(window.inputs))
+        at += rows
+
+
+def _batch(found: Loaded, cut: Sequence[Window], at: int, most: int) -> int:
+    """How many windows from `at` on are alike enough, and small enough, for one pass."""
+    shape = _shape(cut[at])
+    values = len(cut[at].inputs) * int(found.model.config.get_text_config(decoder=True).vocab_size)
+    most = max(1, min(most, LOGIT_BYTES // (values * 4)))
+    rows = 1
+    while rows < most and at + rows < len(cut) and _shape(cut[at + rows]) == shape:
+        rows += 1
+    return rows
+
+
+def _shape(window: Window) -> tuple[int, ...]:
+    return (len(window.inputs), *(() if window.encoder is None else window.encoder.shape))
+
+
+@torch.inference_mode()
+def _forward(found: Loaded, rows: Sequence[Window], hidden: bool) -> Any:
+    arguments: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
+    return found.model(**model_inputs(found, rows), use_cache=False, return_dict=True, **arguments)
+
+
+def model_inputs(found: Loaded, rows: Sequence[Window]) -> dict[str, torch.Tensor]:
+    """The rows as one batch, under the names that the model's kind reads."""
+    ids = torch.stack([row.inputs for row in rows]).to(found.device)
+    if found.kind is Kind.CAUSAL:
+        return {"input_ids": ids}
+    read = torch.stack([row.encoder for row in rows if row.encoder is not None]).to(found.device)
+    if found.kind is Kind.SEQ2SEQ:
+        return {"input_ids": read, "decoder_input_ids": ids}
+    return {found.model.main_input_name: read.to(found.model.dtype), "decoder_input_ids": ids}
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in this process."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def exact_matmul() -> Iterator[None]:
+    """Float32 products in float32: no TF32, no bfloat16 passes, whatever the process had set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

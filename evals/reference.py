@@ -1,0 +1,232 @@
+"""The source in the wider dtype, the truth that every other run is compared with; and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from evals.generation import Continuations, continue_greedily
+from evals.inputs import Inputs, prepare
+from evals.logits import LogitComparison
+from evals.models import Kind, Loaded, Place, loaded
+from evals.passes import Meter, window_logits
+from evals.perplexity import token_losses
+from evals.precision import dtype_name
+from evals.recipe import Recipe
+from evals.rounding import round_once_more
+from evals.windows import Window
+from tricks import BadInput, Report
+
+# Of one pass over the text, what may go to everything else than the two passes themselves.
+EXTRA = 0.19
+FLOOR_RUNS = 4  # source stored, source stored in another way, source rounded once more, converted
+LEAST_FLOOR = 64  # tokens of each of these runs, however short the text
+DECODE_SHARE = 0.25  # of the extra goes to the cached decode path of both models
+PROMPTS = 3
+PROMPT_TOKENS = 24
+LEAST_NEW = 16
+MOST_NEW = 64
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window to run again, and the reference's logits for its scored positions; None where not kept."""
+
+    window: Window
+    logits: torch.Tensor | None
+
+
+@dataclass
+class Reference:
+    """The source's own answers.
+
+    `pieces` are all windows; `sample` are beginnings of some of them, on which the runs are made that only
+    measure noise. `rounded` is the source with its weights stored once more against itself, on the sample.
+    """
+
+    inputs: Inputs
+    vocabulary: int
+    pieces: list[Piece]
+    losses: torch.Tensor
+    sample: list[Piece]
+    prompts: list[Window]
+    continuations: Continuations
+    hidden: list[torch.Tensor]
+    rounded: LogitComparison | None
+    meter: Meter
+    notes: list[str] = field(default_factory=list)
+
+
+def run_source(
+    folder: Path, kind: Kind, place: Place, storage: torch.dtype, recipe: Recipe, report: Report, exact: bool
+) -> Reference:
+    """Run the source in `place.dtype` over the recipe's text.
+
+    Args:
+        exact: whether to find out what rounding its weights once more does.
+
+    Raises:
+        BadInput: the source lacks weights, gives NaN, or does not fit the text.
+    """
+    with loaded(folder, kind, place) as found:
+        if found.missing:
+            raise BadInput(
+                f"{folder} lacks weights that its model needs ({few(found.missing)}); fetch it again"
+            )
+        inputs = prepare(folder, found, recipe)
+        sample_rows = _sample(inputs.windows)
+        prompts, new = _prompts(inputs, found.kind)
+        meter = Meter(report, _cost(inputs, sample_rows, prompts, new), recipe.batch)
+        report("tokens", 0, meter.total)
+        hidden: list[torch.Tensor] = []
+        pieces, sample, losses = _run_windows(found, inputs, sample_rows, place, meter, hidden)
+        _check_finite(folder, place, [*pieces, *sample], losses)
+        written = continue_greedily(found, prompts, new)
+        meter.add(_decoded(prompts, new))
+        rounded = None
+        if exact and not found.offloaded:
+            round_once_more(found.model, storage)
+            rounded = run_pieces(found, sample, meter, "source", "source with its weights rounded once more")[
+                0
+            ]
+    vocabulary = next(piece.logits.shape[-1] for piece in sample if piece.logits is not None)
+    return Reference(
+        inputs,
+        vocabulary,
+        pieces,
+        losses,
+        sample,
+        prompts,
+        written,
+        hidden,
+        rounded,
+        meter,
+        list(inputs.notes),
+    )
+
+
+def run_pieces(
+    found: Loaded,
+    pieces: Sequence[Piece],
+    meter: Meter,
+    reference: str,
+    other: str,
+    hidden: list[torch.Tensor] | None = None,
+) -> tuple[LogitComparison, torch.Tensor]:
+    """Run a model over the pieces: how its logits differ where the reference's are kept, and all its losses.
+
+    Raises:
+        OtherVocabulary: it predicts over another vocabulary.
+    """
+    comparison, losses = LogitComparison(reference, other), []
+    runs = window_logits(found, [piece.window for piece in pieces], meter, hidden)
+    for piece, logits in zip(pieces, runs, strict=True):
+        scored = logits[-len(piece.window.targets) :]
+        if piece.logits is not None:
+            if piece.logits.shape != scored.shape:
+                raise OtherVocabulary(scored.shape[-1], piece.logits.shape[-1])
+            comparison.add(piece.logits, scored)
+        losses.append(token_losses(scored, piece.window.targets))
+    return comparison, torch.cat(losses)
+
+
+class OtherVocabulary(Exception):
+    """The converted model predicts over another vocabulary."""
+
+    def __init__(self, found: int, expected: int) -> None:
+        super().__init__(f"the converted model predicts over {found} tokens, the source over {expected}")
+
+
+def decode(found: Loaded, reference: Reference) -> Continuations:
+    """Lead a model over what the source wrote, through its own cache."""
+    wrote = reference.continuations.tokens
+    led = continue_greedily(found, reference.prompts, wrote.shape[1], wrote)
+    reference.meter.add(_decoded(reference.prompts, wrote.shape[1]))
+    if led.logits.shape != reference.continuations.logits.shape:
+        raise OtherVocabulary(led.logits.shape[-1], reference.vocabulary)
+    return led
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _sample(cut: list[Window]) -> dict[int, int]:
+    """Window -> how many of its first inputs the noise runs read: few long rows, evenly spaced."""
+    fed = sum(len(window.inputs) for window in cut)
+    each = max(LEAST_FLOOR, int(EXTRA * (1 - DECODE_SHARE) * fed / FLOOR_RUNS))
+    length = max(len(window.inputs) for window in cut)
+    whole = [i for i, window in enumerate(cut) if len(window.inputs) == length]
+    stop = min(length, max(LEAST_FLOOR, each // 2))
+    rows = max(1, min(len(whole), each // stop))
+    return {whole[len(whole) * row // rows]: stop for row in range(rows)}
+
+
+def _prompts(inputs: Inputs, kind: Kind) -> tuple[list[Window], int]:
+    """Beginnings of windows to go on after, and for how many tokens."""
+    longest = max(len(window.inputs) for window in inputs.windows)
+    whole = [window for window in inputs.windows if len(window.inputs) == longest]
+    length = 1 if kind is Kind.SPEECH else max(1, min(PROMPT_TOKENS, longest, inputs.context // 2))
+    rows = min(PROMPTS, len(whole))
+    each = int(EXTRA * DECODE_SHARE * inputs.fed / 2 / rows)
+    new = max(1, min(max(LEAST_NEW, min(MOST_NEW, each - length)), inputs.context - length))
+    chosen = [whole[(len(whole) * row + len(whole) // 2) // rows % len(whole)] for row in range(rows)]
+    return [Window(w.inputs[:length], w.targets[:0], w.encoder) for w in chosen], new
+
+
+def _decoded(prompts: Sequence[Window], new: int) -> int:
+    """Tokens that one run of generation reads."""
+    return sum(len(prompt.inputs) + new - 1 for prompt in prompts)
+
+
+def _cost(inputs: Inputs, sample: dict[int, int], prompts: Sequence[Window], new: int) -> int:
+    return 2 * inputs.fed + FLOOR_RUNS * sum(sample.values()) + 2 * _decoded(prompts, new)
+
+
+def _run_windows(
+    found: Loaded,
+    inputs: Inputs,
+    rows: dict[int, int],
+    place: Place,
+    meter: Meter,
+    hidden: list[torch.Tensor],
+) -> tuple[list[Piece], list[Piece], torch.Tensor]:
+    pieces: list[Piece] = []
+    sample: list[Piece] = []
+    losses: list[torch.Tensor] = []
+    keep = _kept(inputs, place)
+    for i, logits in enumerate(window_logits(found, inputs.windows, meter, hidden)):
+        window = inputs.windows[i]
+        scored = logits[-len(window.targets) :]
+        # A copy: a slice would hold on to its whole batch.
+        pieces.append(Piece(window, scored.clone() if i in keep else None))
+        losses.append(token_losses(scored, window.targets))
+        if i in rows:
+            stop = rows[i]
+            # Any `stop` ids do for targets: of these runs only the logits are used.
+            beginning = Window(window.inputs[:stop], window.inputs[:stop], window.encoder)
+            sample.append(Piece(beginning, logits[:stop].clone()))
+    return pieces, sample, torch.cat(losses)
+
+
+def _kept(inputs: Inputs, place: Place) -> set[int]:
+    """The windows whose logits are kept: all, or as many as memory allows, evenly spaced."""
+    size = max(len(window.targets) for window in inputs.windows) * inputs.vocabulary * place.dtype.itemsize
+    most = max(1, place.memory.kept() // size)
+    count = len(inputs.windows)
+    return set(range(count)) if most >= count else {count * i // most for i in range(most)}
+
+
+def _check_finite(folder: Path, place: Place, pieces: Sequence[Piece], losses: torch.Tensor) -> None:
+    good = torch.isfinite(losses).all() and all(
+        torch.isfinite(piece.logits).all() for piece in pieces if piece.logits is not None
+    )
+    if not good:
+        raise BadInput(
+            f"{folder} itself gives NaN or infinite logits in {dtype_name(place.dtype)}; give an intact model"
+        )
