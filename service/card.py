@@ -41,6 +41,11 @@ _GAINS = {
         " ones (or runs the norm beside the matrix product) may use that.",
         "In stock transformers it is **not faster** by itself: there the norms still multiply, now by ones.",
     ),
+    "flashnorm:form=strict": (
+        "The folded gains are gone from the files, and the norms of the shipped code multiply by nothing:"
+        " a few kilobytes and one small operation per norm.",
+        "No speed was measured. A runtime that does not know norms without gain fills in ones, or refuses.",
+    ),
 }
 
 
@@ -85,6 +90,7 @@ def render_card(
             gains=_gains(plan.tricks),
             savings=[(key.replace("_", " "), _number(value)) for key, value in plan.savings.items()],
             here=repr(destination or "."),
+            trust=", trust_remote_code=True" if plan.parts else "",
             convert_command=f"tricksmith convert {name} OUT {commands}",
             verify_command=f"tricksmith verify {name} OUT",
             source_link=_link(source),
@@ -204,7 +210,7 @@ def _link(source: Source) -> str:
 
 
 def _gains(tricks: Sequence[Trick]) -> list[str]:
-    lines = [line for trick in tricks for line in _GAINS.get(trick.name, ())]
+    lines = [line for trick in tricks for line in _GAINS.get(str(trick), _GAINS.get(trick.name, ()))]
     return lines or ["Only what the table below counts; nothing else was measured."]
 
 

@@ -1,8 +1,9 @@
-"""FlashNorm, compat form: each norm's gain moves into every linear layer that reads the norm.
+"""FlashNorm: each norm's gain moves into every linear layer that reads the norm.
 
 Source: Graef et al., "FlashNorm", section 3.1, proposition 1. With z = (base(a) ⊙ g + β)·W, in torch's
 layout W [out, in]: W* = W·diag(g) scales W's input columns, and c* = c + W·β (the *unfolded* W) takes the
-norm's bias. The norm keeps an identity gain, so stock code loads the result.
+norm's bias. The norm keeps an identity gain, so stock code loads the result: that is the form `compat`, on
+which the other forms build (see `forms`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from tricks.checkpoint import Checkpoint
 from tricks.edits import Edit, Fill, Scale, Shift
 from tricks.errors import BadInput
+from tricks.forms import shaped
 from tricks.layout import Axis, locate
 from tricks.place import Place
 from tricks.recipe import Trick
@@ -59,7 +61,7 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
         "gain_elements_folded": elements,
         "weight_bytes_saved": 0,
     }
-    return draft
+    return shaped(subject, draft, trick.option("form"))
 
 
 class _Left(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tricks.float64 import float64_arithmetic
 
@@ -50,7 +50,7 @@ def measure_gain(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """
     with torch.no_grad(), float64_arithmetic():
         try:
-            replica = _Replica(module, args, kwargs)
+            replica = Replica(module, args, kwargs)
             for weight in replica.vectors:
                 gain = _convention(replica, weight)
                 if gain is not None:
@@ -60,11 +60,14 @@ def measure_gain(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return None
 
 
-class _Replica:
+class Replica:
     """A norm's code with float64 values of our own, called as the model called it."""
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], scale: float = 1.0
+    ) -> None:
         self._generator = torch.Generator().manual_seed(0)
+        self._scale = scale
         # A shallow copy with tensors of its own: the hooks that watch the original must not see these calls.
         self._norm = copy.copy(module)
         self._parameters = {
@@ -75,6 +78,7 @@ class _Replica:
         buffers = {name: self._sample(b) for name, b in module.named_buffers(recurse=False)}
         self._norm.__dict__["_buffers"] = buffers
         self._args, self._kwargs = tree_map(self._sample, (args, kwargs))
+        self.inputs = [x for x in tree_leaves((self._args, self._kwargs)) if isinstance(x, torch.Tensor)]
         self.vectors = [name for name, p in self._parameters.items() if p.ndim == 1 and p.numel() > 1]
 
     def _sample(self, value: Any) -> Any:
@@ -82,7 +86,8 @@ class _Replica:
             return value
         if not value.is_floating_point():
             return torch.zeros(value.shape, dtype=value.dtype)
-        return torch.randn(value.shape, generator=self._generator, dtype=torch.float64)
+        noise = torch.randn(value.shape, generator=self._generator, dtype=torch.float64)
+        return self._scale * noise
 
     def vector(self, name: str) -> torch.Tensor:
         """Random values in [0.5, 1.5) for one of the vectors."""
@@ -91,18 +96,22 @@ class _Replica:
 
     def output(self, values: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """The output with these vectors, every other parameter at 0.5; None if it is not channel-last."""
+        out = self.call(values)
+        channels = max(v.numel() for v in values.values())
+        usable = isinstance(out, torch.Tensor) and out.ndim > 0 and out.shape[-1] == channels
+        return out if usable else None
+
+    def call(self, values: dict[str, torch.Tensor]) -> Any:
+        """Whatever the module returns with these vectors, every other parameter at 0.5."""
         for name, p in self._parameters.items():
             if name in values:
                 p.copy_(values[name])
             else:
                 p.fill_(0.5)
-        out = self._norm.forward(*self._args, **self._kwargs)
-        channels = max(v.numel() for v in values.values())
-        usable = isinstance(out, torch.Tensor) and out.ndim > 0 and out.shape[-1] == channels
-        return out if usable else None
+        return self._norm.forward(*self._args, **self._kwargs)
 
 
-def _convention(replica: _Replica, weight: str) -> Gain | None:
+def _convention(replica: Replica, weight: str) -> Gain | None:
     others = [name for name in replica.vectors if name != weight]
     bias = others[0] if others else None
     zero = {bias: torch.zeros_like(replica.vector(bias))} if bias else {}

@@ -90,12 +90,18 @@ def _try(plan: Plan, config: PretrainedConfig) -> tuple[float, bool]:
         if not _kinds(plan) <= _kinds(small):
             return 0.0, False
         convert(small, source, out)
-        return _difference(_load(source), _load(out)), True
+        before = _load(source)
+        return max(_difference(before, _load(out, own_code)) for own_code in _ways(small)), True
 
 
-def _load(folder: Path) -> nn.Module:
+def _ways(plan: Plan) -> list[bool]:
+    """How a result is loaded: with the code that ships with it, with stock code, or either."""
+    return [own_code for own_code in (True, False) if (plan.parts if own_code else plan.stock_loads)]
+
+
+def _load(folder: Path, own_code: bool = False) -> nn.Module:
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float64, attn_implementation="eager", trust_remote_code=False
+        folder, dtype=torch.float64, attn_implementation="eager", trust_remote_code=own_code
     )
     spread_experts(model)  # the default, grouped products, knows no float64
     result: nn.Module = model.double().eval()

@@ -22,17 +22,25 @@ MODULE = "modeling_tricksmith"
 
 _HEAD = '''"""{architecture} as Tricksmith converted it: stock code with parts exchanged ({parts})."""
 
-from {module} import {architecture}
+from {module} import {architecture} as Stock
 {imports}
 
-class {name}({architecture}):
+class {name}(Stock):
     """Load with `from_pretrained(..., trust_remote_code=True)`; `config.tricksmith` says what differs."""
 {config_line}
     def __init__(self, config):
+        options = config.tricksmith
+        if not isinstance(config, Stock.config_class):
+            config = config.get_text_config()  # a text model under a wrapper's configuration
         super().__init__(config)
 {installs}
         self.post_init()
-'''
+
+    @classmethod
+    def is_custom_code(cls):
+        """No: the tensors are laid out as the stock class's, and transformers maps them in the same way."""
+        return False
+{after}'''
 
 _CONFIG = '''
 
@@ -41,6 +49,12 @@ class TricksmithConfig({config_class}):
 
     model_type = "{model_type}"
 '''
+
+_MAPPING = """
+
+if (mapping := get_checkpoint_conversion_mapping("{stock}")) is not None:
+    register_checkpoint_conversion_mapping("{own}", mapping, overwrite=True)
+"""
 
 
 def shipped_code(plan: Plan, config: Mapping[str, Any]) -> dict[str, str]:
@@ -53,22 +67,30 @@ def shipped_code(plan: Plan, config: Mapping[str, Any]) -> dict[str, str]:
     config_class = CONFIG_MAPPING[config["model_type"]]
     files = {name: (SHIPPED / name).read_text(encoding="utf-8") for name in map(_file, plan.parts)}
     imports = [f"from .modeling_{part} import install as install_{part}\n" for part in plan.parts]
-    own_config = ""
+    own_config = config_line = after = ""
     if not plan.stock_loads:
+        own, kept = class_name(plan), config["model_type"]
         imports.insert(0, f"from {config_class.__module__} import {config_class.__name__}\n")
-        own_config = _CONFIG.format(
-            config_class=config_class.__name__, model_type=renamed(config["model_type"])
+        imports.insert(
+            0,
+            "from transformers.conversion_mapping import (\n    get_checkpoint_conversion_mapping,\n"
+            "    register_checkpoint_conversion_mapping,\n)\n",
         )
+        own_config = _CONFIG.format(config_class=config_class.__name__, model_type=renamed(kept))
+        config_line = "\n    config_class = TricksmithConfig\n"
+        # transformers looks its mappings up by the class's name, then by the model type.
+        after = _MAPPING.format(stock=plan.architecture, own=own) + _MAPPING.format(
+            stock=kept, own=renamed(kept)
+        ).removeprefix("\n\n")
     files[f"{MODULE}.py"] = _HEAD.format(
         architecture=stock.__name__,
         module=stock.__module__,
         name=class_name(plan),
         parts=", ".join(plan.parts),
         imports="".join(imports) + own_config,
-        config_line="" if plan.stock_loads else "\n    config_class = TricksmithConfig\n",
-        installs="\n".join(
-            f'        install_{part}(self, config.tricksmith["{part}"])' for part in plan.parts
-        ),
+        config_line=config_line,
+        installs="\n".join(f'        install_{part}(self, options["{part}"])' for part in plan.parts),
+        after=after,
     )
     return files
 
@@ -89,8 +111,12 @@ def code_fields(plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def class_name(plan: Plan) -> str:
-    """The name of the class that is derived from the stock class."""
-    return f"Tricksmith{plan.architecture}"
+    """The name of the class that is derived from the stock class.
+
+    It is the stock class's own where that loads the result too: what is saved again then still names a class
+    that every runtime knows.
+    """
+    return plan.architecture if plan.stock_loads else f"Tricksmith{plan.architecture}"
 
 
 def renamed(model_type: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -46,7 +47,9 @@ def test_layout_headers_and_companions_are_the_sources_own(converted: Path) -> N
         with safe_open(shard, "pt") as a, safe_open(converted / shard.name, "pt") as b:
             assert list(a.keys()) == list(b.keys())
             assert a.metadata() == b.metadata()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
+    before, after = (json.loads((folder / "config.json").read_bytes()) for folder in (TINY, converted))
+    assert after == before | {"flashnorm_folded": True, "flash_norm": True}
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"):
         assert (TINY / name).read_bytes() == (converted / name).read_bytes()
 
 

@@ -1,0 +1,141 @@
+"""FlashNorm's forms: what a result is, beside its folded gains, that stock code does not ask for.
+
+- `compat`: nothing; the folded norms keep gains of one.
+- `strict`: those gains are gone from the files, and the shipped norms have none.
+- `center`: LayerNorms become RMSNorms (see `centred`).
+- `cancel`: norms in front of linear layers in front of norms are gone (see `deferred`).
+- `defer`: the norms' scale is applied after the linear layers (see `deferred`).
+
+In every form the stock class, too, loads the result rightly: the shipped code makes use of what is in the
+weights, and the weights do without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tricks.checkpoint import WIDTHS
+from tricks.edits import Drop, Fill
+from tricks.layout import locate
+from tricks.marks import marks
+from tricks.normaliser import Normaliser
+from tricks.rows import compact
+from tricks.subject import Draft, Subject
+from tricks.watch import Watch, watch
+from tricks.wiring import Norm
+
+PART = "flashnorm"
+
+
+def shaped(subject: Subject, draft: Draft, form: str) -> Draft:
+    """`draft`, in which gains are folded (form `compat`), in another form."""
+    folded = {place.where for place in draft.places if place.fits}
+    draft.config |= marks(folded, {place.where for place in draft.places if not place.fits})
+    if form == "strict":
+        return _strict(subject, draft, folded)
+    return draft
+
+
+def _nowhere(draft: Draft, reasons: Mapping[str, str]) -> Draft:
+    """The answer where the form fits no norm: nothing is done, lest another form be taken for it."""
+    places = [
+        replace(place, fits=False, detail=reasons.get(place.where, place.detail)) for place in draft.places
+    ]
+    return Draft(places, savings={"norms": len(places), "norms_folded": 0})
+
+
+def norm_row(at: str, normaliser: Normaliser, identity: bool) -> dict[str, Any]:
+    """What takes the place of the norm `at`, as `shipped/modeling_flashnorm.Flash` reads it."""
+    row: dict[str, Any] = {"at": at, "eps": normaliser.eps}
+    gain = normaliser.gain
+    if normaliser.centres:
+        row["centres"] = True
+    if gain is not None and not identity:
+        row |= {"gain": gain.weight, "bias": gain.bias, "offset": gain.offset}
+    return row
+
+
+def _strict(subject: Subject, draft: Draft, folded: set[str]) -> Draft:
+    seen = watch(Watch, subject.model)
+    normalisers = seen.normalisers
+    owners = _owners(subject.model)
+    norms = [norm for norm in subject.wiring.norms if norm.module in folded]
+    kept: dict[str, str] = {}
+    rows, gone = [], set()
+    for norm in norms:
+        if norm.module not in normalisers:
+            kept[norm.module] = "its gain of ones stays, as what it does beside is no plain normalisation"
+        elif norm.module in seen.asked:
+            kept[norm.module] = "its gain of ones stays, as other code reads it"
+        elif owners[norm.gain] > 1:
+            kept[norm.module] = "its gain of ones stays, as another module has it too"
+        else:
+            rows.append(norm_row(norm.module, normalisers[norm.module], True) | {"weightless": True})
+            gone |= {norm.gain} | ({norm.bias} if norm.bias else set())
+    if not rows:
+        return _nowhere(draft, kept)
+    marked = {name: (0, number) for number, name in enumerate(sorted(gone))}
+    tensors = {
+        axis.tensor for axes in locate(subject.model, subject.checkpoint, marked).values() for axis in axes
+    }
+    draft.edits = [
+        Drop(edit.tensor) if isinstance(edit, Fill) and edit.tensor in tensors else edit
+        for edit in draft.edits
+    ]
+    draft.places = [
+        replace(place, detail=f"{place.detail}; {kept.get(place.where, 'its gain is gone')}")
+        if place.fits
+        else place
+        for place in draft.places
+    ]
+    infos = [subject.checkpoint.tensors[name] for name in tensors]
+    draft.savings["weight_bytes_saved"] = sum(WIDTHS[info.dtype] * math.prod(info.shape) for info in infos)
+    draft.stock_loads = all(_identity_by_default(subject.model, norm) for norm in norms)
+    return _with_part(draft, norms=compact(rows))
+
+
+def _with_part(draft: Draft, **options: Any) -> Draft:
+    used = {name: value for name, value in options.items() if value}
+    if used:
+        draft.parts = (PART,)
+        draft.config["tricksmith"] = {PART: used}
+    return draft
+
+
+def _owners(model: nn.Module) -> dict[str, int]:
+    """Parameter name -> how many modules have it."""
+    counts: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    return {name: counts[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def _identity_by_default(model: nn.Module, norm: Norm) -> bool:
+    """Whether transformers gives the norm an identity gain where a checkpoint has none."""
+    parents = [model.get_submodule(path) for path in _prefixes(norm.module)]
+    owner: Any = [module for module in parents if isinstance(module, PreTrainedModel)][-1]
+    stock = model.get_submodule(norm.module)
+    replica = copy.copy(stock)
+    fresh = {
+        name: nn.Parameter(torch.full(p.shape, 0.5)) for name, p in stock.named_parameters(recurse=False)
+    }
+    replica.__dict__["_parameters"] = fresh
+    with torch.no_grad():
+        owner._init_weights(replica)
+    gain = fresh[norm.gain.rpartition(".")[2]]
+    bias = fresh[norm.bias.rpartition(".")[2]] if norm.bias else torch.zeros(1)
+    return bool((gain == 1.0 - norm.offset).all() and (bias == 0).all())
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts))]
