@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -24,11 +25,14 @@ from service.headers import read_headers
 from service.jobs import Job, JobStore, request_key
 from service.manifest import build_manifest, file_digests, read_manifest
 from service.papers import no_fit, write_papers
-from service.publish import check_destination
-from service.queue import make_app, send
+from service.publish import check_destination, check_visibility
+from service.queue import make_app, send, send_look
 from service.redis_server import running_redis
 from service.settings import Settings
 from service.source import Source, resolve
+from service.watch_store import WatchStore
+from service.watching import Watching
+from service.webhook import Receiver
 from tricks import TRICKS, BadInput, Conversion, Plan, Report, Trick, convert, make_plan, parse_trick, silent
 
 if TYPE_CHECKING:  # evals brings torch, which a list of jobs does not need
@@ -45,6 +49,7 @@ class Service:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._connected: tuple[JobStore, Celery] | None = None
+        self._watch_store: WatchStore
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +153,7 @@ class Service:
         recipe = _recipe(tricks)
         to = check_destination(to, None, pr)
         source = resolve(model)
+        check_visibility(source, to, private)
         names = [str(trick) for trick in recipe]
         store, app = self._connect()
         job, new = store.create(
@@ -208,6 +214,30 @@ class Service:
         text = self._paper(job_id, "plan")
         return None if text is None else Plan.from_json(json.loads(text))
 
+    # -- watches -----------------------------------------------------------------------------------
+
+    @property
+    def watches(self) -> WatchStore:
+        """The watches: their rules, state and history."""
+        self._connect()
+        return self._watch_store
+
+    @property
+    def watching(self) -> Watching:
+        """What follows the watches."""
+        return Watching(self, self.watches)
+
+    def webhook_receiver(self) -> Receiver | None:
+        """What takes the Hub's webhooks; None where no secret is set.
+
+        Raises:
+            BadInput: the secret can be guessed.
+        """
+        if self.settings.webhook_secret is None:
+            return None
+        _, app = self._connect()
+        return Receiver(self.settings.webhook_secret, self.watches, partial(send_look, app))
+
     # -- inside ------------------------------------------------------------------------------------
 
     def _paper(self, job_id: str, name: str) -> str | None:
@@ -224,6 +254,8 @@ class Service:
             if self._connected is None:
                 url = self._stack.enter_context(running_redis(self.settings))
                 store, app = JobStore(url), make_app(url)
+                self._watch_store = WatchStore(url)
+                self._stack.callback(self._watch_store.close)
                 self._stack.callback(store.close)
                 self._stack.callback(app.close)
                 self._connected = store, app

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from service.hub import hub, is_hub_id
 from service.manifest import MANIFEST, check_files, read_manifest
 from service.papers import CARD, EVIDENCE, write_papers
+from service.place import look_at
 from service.publish_folder import check_folder, publish_to_folder
-from service.publish_hub import look_at, publish_to_hub
+from service.publish_hub import publish_to_hub
 from service.rights import check_rights
 from service.source import Source
 from tricks import BadInput, Report, TricksmithError, silent

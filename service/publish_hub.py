@@ -30,14 +30,14 @@ from service.fetch import byte_counter, check_space
 from service.hub import (
     TIMEOUT_S,
     HubConflict,
-    HubMissing,
     HubUnavailable,
     ask,
     endpoint,
     hub,
     patience,
 )
-from service.manifest import MANIFEST, digest, file_digests, parse_manifest
+from service.manifest import digest, file_digests
+from service.place import look_at, place_at
 from service.source import Source
 from service.upload import Progress, additions, send
 from tricks import BadInput, Report, TricksmithError
@@ -46,36 +46,6 @@ PATIENCE_S = 1800.0  # how long a publication waits for a Hub that asks to slow 
 MAIN = "main"
 
 _Operation = CommitOperationAdd | CommitOperationDelete
-
-
-@dataclass(frozen=True)
-class Place:
-    """What stands at a destination: the repo (None: nothing) and our manifest in it (None: not ours)."""
-
-    info: ModelInfo | None = None
-    manifest: dict[str, Any] | None = None
-
-    @property
-    def mark(self) -> str | None:
-        """The digest of the manifest."""
-        return None if self.manifest is None else digest(self.manifest)
-
-
-def look_at(api: HfApi, to: str, pr: bool) -> Place:
-    """What is at `to` now.
-
-    Raises:
-        BadInput: a repo that is not ours (unless for a pull request), or none for a pull request.
-    """
-    try:
-        place = _place(api, to)
-    except HubMissing:
-        if pr:
-            raise BadInput(f"{to} is not on the Hub; a pull request needs a repo, leave out --pr") from None
-        return Place()
-    if place.manifest is None and not pr and not _is_unfinished(place.info):
-        raise BadInput(f"{to} exists and Tricksmith did not make it; choose another name, or ask for a PR")
-    return place
 
 
 def publish_to_hub(
@@ -218,7 +188,7 @@ class _Publication:
 
     def _landed(self, branch: str) -> str | None:
         """The head of `branch`, where it is our commit."""
-        place = _place(self.api, self.to, branch)
+        place = place_at(self.api, self.to, branch)
         return place.info.sha if place.info is not None and place.mark == self.mark else None
 
     def _read_back(self, commit: str) -> None:
@@ -299,28 +269,3 @@ class _Publication:
             return None
 
         return ask(self.to, find)
-
-
-def _place(api: HfApi, to: str, revision: str | None = None) -> Place:
-    info = ask(
-        to,
-        lambda: api.model_info(to, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
-        revision,
-    )
-    names = {sibling.rfilename for sibling in info.siblings or []}
-    if MANIFEST not in names:
-        return Place(info)
-    with TemporaryDirectory(prefix="tricksmith-") as scratch:
-        path = ask(
-            to,
-            lambda: api.hf_hub_download(to, MANIFEST, revision=info.sha, local_dir=scratch),
-            info.sha,
-        )
-        return Place(info, parse_manifest(Path(path).read_bytes()))
-
-
-def _is_unfinished(info: ModelInfo | None) -> bool:
-    """Whether a repo is what a publication leaves that was stopped before its commit: hidden and empty."""
-    if info is None or info.private is False:
-        return False
-    return not {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes"}

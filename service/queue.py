@@ -17,6 +17,11 @@ from service.jobs import Job, JobStore
 
 RUN = "tricksmith.run"
 RECOVER = "tricksmith.recover"
+POLL = "tricksmith.poll"
+LOOK = "tricksmith.look"
+WATCH = "watch"
+"""The queue of what the watches ask for: short, and never behind a job."""
+POLL_EVERY = 60.0  # seconds between two looks at which watches are due
 RECOVER_EVERY = 10.0  # seconds
 VISIBILITY_TIMEOUT = 24 * 3600  # seconds
 
@@ -48,7 +53,12 @@ def make_app(redis_url: str) -> Celery:
         },
         beat_schedule={
             # Expires: a beat that ran alone for a night must not leave a thousand of them.
-            "recover": {"task": RECOVER, "schedule": RECOVER_EVERY, "options": {"expires": RECOVER_EVERY}}
+            "recover": {"task": RECOVER, "schedule": RECOVER_EVERY, "options": {"expires": RECOVER_EVERY}},
+            "poll": {
+                "task": POLL,
+                "schedule": POLL_EVERY,
+                "options": {"expires": POLL_EVERY, "queue": WATCH},
+            },
         },
     )
     return app
@@ -67,3 +77,8 @@ def send(app: Celery, store: JobStore, job: Job, queue: Queue = Queue.CPU) -> No
     """Put the job's message into its queue, and note that it is there."""
     app.send_task(RUN, args=[job.id], queue=queue.value)
     store.sent(job.id)
+
+
+def send_look(app: Celery, model: str) -> None:
+    """Have the watches look at a model that may have changed."""
+    app.send_task(LOOK, args=[model], queue=WATCH)

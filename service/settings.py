@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tricks import BadInput
@@ -23,6 +23,8 @@ class Settings:
     """A running job whose worker was silent for this long is given to another worker."""
     grace: float = 2.0
     """How long a cancelled child process may take to stop by itself before it is killed."""
+    webhook_secret: str | None = field(default=None, repr=False)
+    """What the Hub's webhooks send along; without one there is no address for them."""
 
     @property
     def work(self) -> Path:
@@ -31,7 +33,7 @@ class Settings:
 
     @staticmethod
     def from_env(env: Mapping[str, str] | None = None, data: Path | None = None) -> Settings:
-        """Read TRICKSMITH_DATA, TRICKSMITH_CONCURRENCY, TRICKSMITH_LEASE (seconds) and REDIS_URL.
+        """Read TRICKSMITH_DATA, _CONCURRENCY, _LEASE (seconds), _WEBHOOK_SECRET, and REDIS_URL.
 
         A given `data` wins over its variable.
 
@@ -51,4 +53,5 @@ class Settings:
             redis_url=env.get("REDIS_URL") or None,
             concurrency=int(count),
             lease=float(lease),
+            webhook_secret=env.get("TRICKSMITH_WEBHOOK_SECRET") or None,
         )

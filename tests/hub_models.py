@@ -88,6 +88,30 @@ def write_model(folder: Path, *, shards: int = 2, hidden: int = 96, layers: int 
     return folder
 
 
+def small_llama(folder: Path) -> Path:
+    """A random Llama of 100 kB with gains that are not one: enough to be planned and proven."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        dtype=torch.bfloat16,
+    )
+    model = LlamaForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
 def convert_by_copy(source: Source, out: Path, *, trick: str = "flashnorm") -> dict[str, Any]:
     """A finished conversion whose weights are the source's, enough to publish. Returns its manifest."""
     assert source.folder is not None

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from ui.cli_watch import add_watch
+
 DONE, NO, BAD = 0, 1, 2
 
 _MODEL = "local folder, or Hub id with an optional @revision"
@@ -82,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
         ("retry", "queue a failed or cancelled job again"),
     ):
         add(name, text).add_argument("id", metavar="ID", help="a job's id, as `tricksmith jobs` shows it")
+
+    add_watch(add("watch", "convert new releases by themselves", json=False), _Parser)
 
     serve = add("serve", "run the web page, the queue and a worker", json=False)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")

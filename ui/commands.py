@@ -3,57 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from service.api import Service
 from service.jobs import Job, State
 from service.settings import Settings
 from tricks import TRICKS, BadInput, Plan
+from ui.answer import answering
 from ui.cli import BAD, DONE, NO
+from ui.commands_watch import watch
 from ui.follow import follow
-from ui.progress import Progress, note, say
+from ui.progress import Progress, note
 from ui.stack import has_workers, processes, queue_service
 from ui.text import ago, count, duration, evidence_text, group_places, one_line, proof_line, savings_rows
 
 if TYPE_CHECKING:  # evals brings torch
     from evals import Evidence
 
-Say = Callable[[Any], None]
-
-
-@contextmanager
-def _answer(as_json: bool) -> Iterator[Say]:
-    """Yields how to say the answer: text for people, or the one JSON document on stdout.
-
-    With `--json`, whatever a library prints on stdout meanwhile goes to stderr, so that scripts can parse.
-    """
-    if not as_json:
-        yield say
-        return
-    sys.stdout.flush()
-    real = os.dup(1)
-    os.dup2(2, 1)
-    said: list[Any] = []
-    try:
-        yield said.append
-    finally:
-        sys.stdout.flush()
-        os.dup2(real, 1)
-        os.close(real)
-    for document in said:
-        say(json.dumps(document, indent=2, ensure_ascii=False))
-
 
 def plan(args: argparse.Namespace) -> int:
     """Show a plan."""
-    with _answer(args.json) as answer:
+    with answering(args.json) as answer:
         made = Service(Settings.from_env()).plan(args.model, args.trick or sorted(TRICKS))
         answer(made.to_json() if args.json else _plan_text(made))
     return DONE
@@ -62,7 +36,7 @@ def plan(args: argparse.Namespace) -> int:
 def convert(args: argparse.Namespace) -> int:
     """Convert in this process."""
     progress = Progress(sys.stderr)
-    with _answer(args.json) as answer:
+    with answering(args.json) as answer:
         out = Path(args.out)
         try:
             made, conversion = Service(Settings.from_env()).convert(
@@ -87,7 +61,7 @@ def convert(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     """Compare two models."""
     progress = Progress(sys.stderr)
-    with _answer(args.json) as answer:
+    with answering(args.json) as answer:
         try:
             evidence = Service(Settings.from_env()).verify(
                 args.source, args.converted, args.task, progress.within("verify")
@@ -102,7 +76,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def submit(args: argparse.Namespace) -> int:
     """Queue a job, and with --wait follow it to its end."""
-    with _answer(args.json) as answer, queue_service() as (service, settings):
+    with answering(args.json) as answer, queue_service() as (service, settings):
         served = has_workers(settings)
         if not served and not args.wait:
             raise BadInput(
@@ -137,7 +111,7 @@ def _code(job: Job) -> int:
 
 def jobs(args: argparse.Namespace) -> int:
     """List the latest jobs."""
-    with _answer(args.json) as answer, queue_service() as (service, _):
+    with answering(args.json) as answer, queue_service() as (service, _):
         found = service.jobs(limit=args.limit)
         if args.json:
             answer([job.to_json() for job in found])
@@ -153,7 +127,7 @@ def jobs(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Show one job."""
-    with _answer(args.json) as answer, queue_service() as (service, _):
+    with answering(args.json) as answer, queue_service() as (service, _):
         job = service.job(args.id)
         answer(job.to_json() if args.json else _job_text(job, service.evidence(job.id)))
     return DONE
@@ -170,7 +144,7 @@ def retry(args: argparse.Namespace) -> int:
 
 
 def _change(args: argparse.Namespace, action: Callable[[Service, str], Job]) -> int:
-    with _answer(args.json) as answer, queue_service() as (service, _):
+    with answering(args.json) as answer, queue_service() as (service, _):
         job = action(service, args.id)
         answer(job.to_json() if args.json else _job_text(job, None))
     return DONE
@@ -196,7 +170,7 @@ def worker(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     function.__name__: function
-    for function in (plan, convert, verify, submit, jobs, status, cancel, retry, serve, worker)
+    for function in (plan, convert, verify, submit, jobs, status, cancel, retry, watch, serve, worker)
 }
 
 

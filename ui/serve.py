@@ -35,9 +35,12 @@ def serve(host: str, port: int, workers: int) -> int:
 def _page(service: Service, host: str, port: int) -> Iterator[None]:
     # Gradio takes seconds to import, and nothing but this command needs it.
     from ui import web
+    from ui.webhook import add_webhook
 
     app = web.launch(service, host, port)
     try:
+        if (receiver := service.webhook_receiver()) is not None:
+            add_webhook(app.app, receiver)
         yield
     finally:
         app.close(verbose=False)

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from celery import signals
+from celery.beat import EmbeddedService
 
+from service.api import Service
 from service.jobs import JobStore
-from service.queue import RECOVER_EVERY, Queue, make_app
+from service.queue import RECOVER_EVERY, WATCH, Queue, make_app
 from service.redis_server import running_redis
 from service.settings import Settings
 from tricks import TricksmithError
 from workers.tasks import add_tasks, recover
+from workers.watch_tasks import add_watch_tasks
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +78,34 @@ def run_worker(
 
 
 def run_beat(settings: Settings) -> int:
-    """Send the periodic tasks until a signal says stop."""
-    with running_redis(settings) as url:
+    """Send the periodic tasks and follow the watches, until a signal says stop.
+
+    Both in one process, so that no poll waits behind a job. It answers no ping: it is not a worker for jobs.
+
+    Returns:
+        The exit code.
+    """
+    with running_redis(settings) as url, Service(replace(settings, redis_url=url)) as service:
         app = make_app(url)
+        app.conf.worker_enable_remote_control = False
+        add_watch_tasks(app, service)
         schedule = settings.data / "beat"
         schedule.mkdir(parents=True, exist_ok=True, mode=0o700)
-        app.Beat(schedule=str(schedule / "schedule"), loglevel="INFO", quiet=True).run()
-    return 0
+        beat = EmbeddedService(app, thread=True, schedule_filename=str(schedule / "schedule"))
+        beat.start()
+        worker = app.Worker(
+            pool="threads",
+            concurrency=1,
+            queues=[WATCH],
+            loglevel="INFO",
+            without_gossip=True,
+            without_mingle=True,
+        )
+        try:
+            worker.start()
+        finally:
+            beat.stop()
+        return int(worker.exitcode or 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
