@@ -93,6 +93,19 @@ def parse_manifest(data: bytes) -> dict[str, Any] | None:
     return manifest
 
 
+def check_same_source(there: dict[str, Any] | None, manifest: dict[str, Any], to: str) -> None:
+    """One model's conversion is not written over another's, though both are ours.
+
+    Raises:
+        BadInput: `there`, the manifest at `to`, is of another source.
+    """
+    if there is None:
+        return
+    former, now = (str(one.get("source", {}).get("id")) for one in (there, manifest))
+    if former.casefold() != now.casefold():
+        raise BadInput(f"{to} holds the conversion of {former}, not of {now}; choose another name")
+
+
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Hold a converted folder to its manifest.
 

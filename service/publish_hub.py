@@ -36,7 +36,7 @@ from service.hub import (
     hub,
     patience,
 )
-from service.manifest import digest, file_digests
+from service.manifest import check_same_source, digest, file_digests
 from service.place import look_at, place_at
 from service.source import Source
 from service.upload import Progress, additions, send
@@ -95,6 +95,7 @@ class _Publication:
     def commit(self, private: bool) -> str:
         """One commit to `main`, visible only after it was read back."""
         place = look_at(self.api, self.to, pr=False)
+        check_same_source(place.manifest, self.manifest, self.to)
         if place.info is not None and place.mark == self.mark:
             if place.info.private is not False and not private:
                 self._read_back(place.info.sha or MAIN)
@@ -201,6 +202,7 @@ class _Publication:
             raise self._not_as_sent(min(absent))
         with TemporaryDirectory(dir=self.folder.parent, prefix=".read-back-") as scratch:
             for name, sha256 in self.digests.items():
+                self.progress.begin()
                 path = ask(self.to, partial(self._download, name, commit, scratch), commit)
                 with path.open("rb") as stream:
                     found = hashlib.file_digest(stream, "sha256").hexdigest()

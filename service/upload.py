@@ -20,15 +20,22 @@ class Progress:
     def __init__(self, report: Report, total: int) -> None:
         self._report, self._total = report, total
         self._before = self._now = 0
+        self._in_hand = False
+
+    def begin(self) -> None:
+        """A file is taken in hand: what is read of others does not count."""
+        self._in_hand = True
 
     def at(self, done: int) -> None:
         """So many bytes of the file in hand are done."""
-        self._now = min(self._before + done, self._total)
-        self.still()
+        if self._in_hand:
+            self._now = max(self._now, min(self._before + done, self._total))
+            self.still()
 
     def finished(self, size: int) -> None:
         """The file in hand, of `size` bytes, is done."""
         self._before = self._now = self._before + size
+        self._in_hand = False
         self.still()
 
     def still(self) -> None:
@@ -87,8 +94,11 @@ def send(
     """
     progress.still()
     for file in files:
+        progress.begin()
 
         def once(file: CommitOperationAdd = file) -> None:
+            if isinstance(file.path_or_fileobj, io.BufferedReader):
+                file.path_or_fileobj.seek(0)  # an upload that failed leaves it where it was
             with _plain_errors(file.path_in_repo):
                 api.preupload_lfs_files(to, [file], revision=revision, create_pr=pr, free_memory=False)
 
