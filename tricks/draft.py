@@ -11,10 +11,14 @@ from tricks.flashnorm import plan_flashnorm
 from tricks.merged import merged
 from tricks.model import build, read_config, read_wiring
 from tricks.plan import Plan
+from tricks.precompute import plan_precompute
 from tricks.recipe import TRICKS, Trick
 from tricks.subject import Draft, Subject
 
-PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {"flashnorm": plan_flashnorm}
+PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
+    "precompute": plan_precompute,
+    "flashnorm": plan_flashnorm,
+}
 """Trick name -> the function that plans it."""
 
 
@@ -24,18 +28,28 @@ def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
     model = build(config, "meta", torch.float32)
     subject = Subject(model, read_wiring(model), checkpoint, config)
     order = list(TRICKS)
-    drafts = [
-        PLANNERS[trick.name](subject, trick) for trick in sorted(tricks, key=lambda t: order.index(t.name))
-    ]
+    drafts: list[Draft] = []
+    for trick in sorted(tricks, key=lambda t: order.index(t.name)):
+        drafts.append(PLANNERS[trick.name](subject, trick))
+        subject.claims.update(drafts[-1].claims)
     return Plan(
         model=checkpoint.name,
         architecture=type(model).__name__,
         tricks=tuple(tricks),
         places=tuple(place for draft in drafts for place in draft.places),
         edits=tuple(edit for draft in drafts for edit in draft.edits),
-        savings={name: count for draft in drafts for name, count in draft.savings.items()},
+        savings=_together(drafts),
         lossless=all(draft.lossless for draft in drafts),
         config=merged(*(draft.config for draft in drafts)),
         parts=tuple(part for draft in drafts for part in draft.parts),
         stock_loads=all(draft.stock_loads for draft in drafts),
     )
+
+
+def _together(drafts: Sequence[Draft]) -> dict[str, int | float]:
+    """The figures of all drafts; what several of them save adds up."""
+    result: dict[str, int | float] = {}
+    for draft in drafts:
+        for name, count in draft.savings.items():
+            result[name] = result[name] + count if name.endswith("_saved") and name in result else count
+    return result

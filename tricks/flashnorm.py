@@ -14,14 +14,13 @@ from tricks.checkpoint import Checkpoint
 from tricks.edits import Edit, Fill, Scale, Shift
 from tricks.errors import BadInput
 from tricks.forms import shaped
-from tricks.layout import Axis, locate
+from tricks.layout import FLOATS, Axis, locate
 from tricks.place import Place
 from tricks.recipe import Trick
 from tricks.subject import Draft, Subject
 from tricks.wiring import Norm, Wiring
 
 NAME = "flashnorm"
-FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
@@ -33,7 +32,7 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
     wiring, checkpoint = subject.wiring, subject.checkpoint
     draft = Draft()
     elements = 0
-    reasons = {norm.gain: wiring.foldable(norm) for norm in wiring.norms}
+    reasons = {norm.gain: _claimed(norm, subject) or wiring.foldable(norm) for norm in wiring.norms}
     marks = dict(_marks(wiring, reasons))
     found = locate(subject.model, checkpoint, marks)
     for norm in wiring.norms:
@@ -62,6 +61,12 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
         "weight_bytes_saved": 0,
     }
     return shaped(subject, draft, trick.option("form"))
+
+
+def _claimed(norm: Norm, subject: Subject) -> str | None:
+    readers = [consumer.param.rpartition(".")[0] for consumer in norm.consumers]
+    taken = next((trick for path in (norm.module, *readers) if (trick := subject.claimed(path))), None)
+    return f"what it does is part of {taken} already" if taken else None
 
 
 class _Left(Exception):

@@ -8,7 +8,7 @@ wherever that length turns up, there the axis went.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ from tricks.checkpoint import Checkpoint
 
 _MARK = 10_000_019
 """Longer than any axis of any model."""
+
+FLOATS = ("F64", "F32", "BF16", "F16")
+"""safetensors dtypes of weights that can be computed with."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,22 @@ def locate(
     marks = {mark for _, mark in axes.values()}
     placed = {mark for mark in marks - lost if mark in found}
     return {mark: tuple(sorted(set(found[mark]), key=lambda a: a.tensor)) for mark in placed}
+
+
+def stored_whole(model: nn.Module, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str | None]:
+    """For each parameter of `names` the checkpoint tensor that is the whole of it, or None.
+
+    None where the checkpoint splits, joins or rearranges the parameter, or does not hold it.
+    """
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    found = locate(model, checkpoint, {name: (0, mark) for mark, name in enumerate(names)})
+    result: dict[str, str | None] = {}
+    for mark, name in enumerate(names):
+        axes = found.get(mark, ())
+        whole = len(axes) == 1 and axes[0].axis == 0
+        same = whole and len(checkpoint.tensors[axes[0].tensor].shape) == len(shapes[name])
+        result[name] = axes[0].tensor if same else None
+    return result
 
 
 def _shapes(

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from tricks.errors import BadInput
 from tricks.options import Choice, Option
 
-TRICKS: dict[str, dict[str, Option]] = {"flashnorm": {"form": Choice(("compat", "strict"))}}
+TRICKS: dict[str, dict[str, Option]] = {
+    "precompute": {},
+    "flashnorm": {"form": Choice(("compat", "strict"))},
+}
 """Trick name -> option name -> option, in the order in which tricks of one recipe are carried out."""
 
 

@@ -16,17 +16,27 @@ from tricks.wiring import Wiring
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to plan for: its class on the meta device, its wiring, and its checkpoint's headers."""
+    """A model to plan for: its class on the meta device, its wiring, and its checkpoint's headers.
+
+    `claims` maps the path of each module that an earlier trick of the recipe takes for itself to that trick.
+    """
 
     model: nn.Module
     wiring: Wiring
     checkpoint: Checkpoint
     config: PretrainedConfig
+    claims: dict[str, str] = field(default_factory=dict)
+
+    def claimed(self, path: str) -> str | None:
+        """The trick that took the module `path`, or one around it, if any did."""
+        parts = path.split(".")
+        stems = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        return next((self.claims[stem] for stem in stems if stem in self.claims), None)
 
 
 @dataclass
 class Draft:
-    """One trick's part of a plan; see `Plan` for the fields."""
+    """One trick's part of a plan; see `Plan` for the fields, and `Subject` for `claims`."""
 
     places: list[Place] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
@@ -35,3 +45,4 @@ class Draft:
     config: dict[str, Any] = field(default_factory=dict)
     parts: tuple[str, ...] = ()
     stock_loads: bool = True
+    claims: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,90 @@
+"""A specimen: a small random model of the same class, run to see how the real one is connected.
+
+Where wiring (see `wiring`) follows single operations without values, experiments on a specimen answer what
+only values can: whether an output depends on the token alone, which channels of a projection are values, what
+may be exchanged without the logits moving. What an experiment finds is a proposal; the plan's proof decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from tricks.errors import BadInput
+from tricks.float64 import float64_arithmetic
+from tricks.model import build, spread_experts
+from tricks.quiet import quiet
+from tricks.small import affordable, randomise, shrunk_configs
+from tricks.subject import Subject
+
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
+
+
+def specimen(subject: Subject, whole_depth: bool = False) -> nn.Module:
+    """The specimen of a subject, in float64 on the CPU; the same object for the same configuration.
+
+    Args:
+        whole_depth: with as many layers as the subject has.
+
+    Raises:
+        BadInput: no small model of this class can be built and run.
+    """
+    key = json.dumps(subject.config.to_dict(), sort_keys=True, default=str)
+    cached = _CACHE.get((key, whole_depth))
+    if cached is None:
+        _CACHE.clear()
+        cached = _CACHE[key, whole_depth] = _grow(subject, whole_depth)
+    return cached
+
+
+_CACHE: dict[tuple[str, bool], nn.Module] = {}
+"""The last specimen: the tricks of one recipe ask one after the other."""
+
+
+def _grow(subject: Subject, whole_depth: bool) -> nn.Module:
+    depth = subject.config.get_text_config().num_hidden_layers
+    for config in shrunk_configs(subject.config):
+        if whole_depth and config.get_text_config().num_hidden_layers < depth:
+            continue
+        # A class may refuse a size when it is built or only when it runs; the next may suit it.
+        try:
+            if not affordable(build(config, "meta", torch.float32)):
+                continue
+            model = build(config, "cpu", torch.float64)
+            randomise(model)
+            spread_experts(model)
+            run(model, torch.tensor([[3, 4, 5]]))
+        except Exception:  # noqa: BLE001 - modelling code can fail in any way at an odd size
+            continue
+        return model
+    raise BadInput(f"{type(subject.model).__name__}: no small model of this class could be built and run")
+
+
+def run(model: nn.Module, ids: torch.Tensor, hooks: dict[str, Hook] | None = None) -> torch.Tensor:
+    """Logits [batch, tokens, vocabulary] in float64; `hooks` are forward hooks by module path."""
+    with _hooked(model, hooks or {}), torch.no_grad(), float64_arithmetic(), quiet():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: dict[str, Hook]) -> Iterator[None]:
+    handles = [
+        model.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
+        for path, hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for float64's rounding; false where a value is not finite."""
+    return bool(((a - b).abs().max() <= 1e-9 * b.abs().max().clamp_min(1e-30)).item())
