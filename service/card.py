@@ -36,6 +36,11 @@ _WEB = re.compile(r"https?://[A-Za-z0-9._~:/?#@!$&'*+,;=%-]{1,300}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,90}")
 
 _GAINS = {
+    "precompute": (
+        "The first layer's projections are looked up by token id: at batch 1 a decoding step reads one row of"
+        " the table where it read those weights. The figures below are counted, not timed.",
+        "The table usually makes the files larger, and only projections of one layer are saved, not a layer.",
+    ),
     "flashnorm": (
         "Every folded gain is gone from the norm's work: a runtime that skips the multiplication by a gain of"
         " ones (or runs the norm beside the matrix product) may use that.",

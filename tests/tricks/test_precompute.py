@@ -32,8 +32,10 @@ FITS: dict[str, dict[str, Any]] = {
     "gptj": {"n_embd": 48, "n_head": 4, "n_layer": 3, "rotary_dim": 4, "tie_word_embeddings": False},
     "bloom": {"n_head": 4, "n_layer": 3},
     "mamba": {"state_size": 4},
+    "gpt_neox": {"num_key_value_heads": 4},
+    "mixtral": {"num_local_experts": 4},
 }
-PARALLEL = ("phi", "cohere", "gptj")
+PARALLEL = ("phi", "cohere", "gptj", "gpt_neox")
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float64) -> Any:
