@@ -22,12 +22,14 @@ from service.disk import disk_errors
 from service.events import Event
 from service.fetch import check_space, fetch
 from service.headers import read_headers
+from service.inspection import Inspection, inspect
 from service.jobs import Job, JobStore, request_key
 from service.manifest import build_manifest, file_digests, read_manifest
 from service.papers import no_fit, write_papers
 from service.publish import check_destination, check_visibility
 from service.queue import make_app, send, send_look
 from service.redis_server import running_redis
+from service.reproduction import Reproduction, reproduce
 from service.settings import Settings
 from service.source import Source, resolve
 from service.watch_store import WatchStore
@@ -139,6 +141,22 @@ class Service:
                 card = render_card(made_from, plan, evidence, manifest)
                 write_papers(Path(ours.folder), card=card, evidence=evidence.to_json())
         return evidence
+
+    def inspect(self, where: str) -> Inspection:
+        """What was done to the converted model at `where`: a folder or a Hub id.
+
+        Raises:
+            BadInput: Tricksmith did not make it.
+        """
+        return inspect(where)
+
+    def reproduce(self, where: str, source: str | None = None, report: Report = silent) -> Reproduction:
+        """Convert again what is at `where`, and compare bit for bit.
+
+        Raises:
+            BadInput: as `inspect`; or its source is gone or changed.
+        """
+        return reproduce(inspect(where), source, report=report)
 
     # -- jobs --------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The manifest, `conversion.json`: what was made of what, by what, with every file's digest.
 
-It says nothing about the machine beyond its kind: no paths, no names. Its digest leaves out the time, so that
-the same conversion made twice is known to be the same.
+It says nothing about the machine beyond its kind: no paths, no names. Its digest leaves out time, machine and
+lineage, so that the same conversion made twice is known to be the same.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from service.source import Source
 from tricks import BadInput, Conversion, Plan
 
@@ -27,7 +29,8 @@ SCHEMA = 1
 TOOL = "tricksmith"
 
 _PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub")
-_TIMES = frozenset({"created"})
+# What may differ between two runs of one conversion, or is known only when it is published.
+_APART = frozenset({"created", "hardware", "follows"})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,11 +47,7 @@ def build_manifest(source: Source, plan: Plan, conversion: Conversion, source_fo
     return {
         "schema": SCHEMA,
         "tool": {"name": TOOL, "version": _version(TOOL)},
-        "versions": {
-            **{package: _version(package) for package in _PACKAGES},
-            "python": platform.python_version(),
-            "platform": f"{platform.system()} {platform.machine()}",
-        },
+        "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "source": {
             "id": source.model,
@@ -56,6 +55,8 @@ def build_manifest(source: Source, plan: Plan, conversion: Conversion, source_fo
             "commit": source.commit,
             "files": {name: announced.get(name) or read[name] for name in names},
         },
+        "hardware": _hardware(),
+        "seeds": {"conversion": None},  # it draws no random number; those of the evidence are with it
         "recipe": [str(trick) for trick in plan.tricks],
         "architecture": plan.architecture,
         "lossless": plan.lossless,
@@ -64,11 +65,30 @@ def build_manifest(source: Source, plan: Plan, conversion: Conversion, source_fo
     }
 
 
+def versions() -> dict[str, str | None]:
+    """What a conversion is made with, here and now."""
+    return {
+        **{package: _version(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
 def digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the manifest's canonical JSON without its times."""
-    kept = {key: value for key, value in manifest.items() if key not in _TIMES}
+    """SHA-256 (hex) of the manifest's canonical JSON without its time, machine and lineage."""
+    kept = {key: value for key, value in manifest.items() if key not in _APART}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def with_lineage(
+    manifest: dict[str, Any], former: dict[str, Any] | None, commit: str | None = None
+) -> dict[str, Any]:
+    """`manifest` with what it takes the place of: the `former` conversion, at `commit` of its repo."""
+    if former is None or digest(former) == digest(manifest):
+        return manifest
+    follows = {"manifest": digest(former), "source": former["source"].get("commit"), "commit": commit}
+    return {**manifest, "follows": follows}
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -85,12 +105,12 @@ def parse_manifest(data: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         return None
-    tool, files = manifest.get("tool"), manifest.get("files")
-    if not isinstance(tool, dict) or tool.get("name") != TOOL or not isinstance(files, dict):
+    tool, source, recipe = manifest.get("tool"), manifest.get("source"), manifest.get("recipe")
+    if not isinstance(tool, dict) or tool.get("name") != TOOL or not isinstance(recipe, list):
         return None
-    if not all(_is_plain(name) and _SHA256.fullmatch(str(value)) for name, value in files.items()):
+    if not isinstance(source, dict) or not _are_digests(source.get("files")):
         return None
-    return manifest
+    return manifest if _are_digests(manifest.get("files")) else None
 
 
 def check_same_source(there: dict[str, Any] | None, manifest: dict[str, Any], to: str) -> None:
@@ -131,6 +151,18 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise BadInput(f"{path.name} is missing; convert again") from error
+
+
+def _are_digests(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        _is_plain(name) and _SHA256.fullmatch(str(value)) for name, value in files.items()
+    )
+
+
+def _hardware() -> dict[str, Any]:
+    """The kind of machine: processor, cores, memory in GB."""
+    memory = round(psutil.virtual_memory().total / 1e9)
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "memory_gb": memory}
 
 
 def _is_plain(name: str) -> bool:

@@ -24,10 +24,15 @@ def write_papers(
 ) -> None:
     """Write what is given into `folder`; each file appears whole."""
     if manifest is not None:
-        _write(folder / MANIFEST, _json(manifest))
+        write_manifest(folder, manifest)
     if evidence is not None:
         _write(folder / EVIDENCE, _json(evidence))
     _write(folder / CARD, card)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest anew; it appears whole."""
+    _write(folder / MANIFEST, _json(manifest))
 
 
 def no_fit(plan: Plan) -> str:

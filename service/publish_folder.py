@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from service.fetch import check_space
-from service.manifest import check_same_source, digest, read_manifest
+from service.manifest import check_same_source, digest, read_manifest, with_lineage
+from service.papers import write_manifest
 from tricks import BadInput, Report
 
 _CHUNK = 16 * 1024 * 1024  # bytes between two progress reports
@@ -41,6 +42,7 @@ def publish_to_folder(
     if there is not None and digest(there) == digest(manifest):
         return str(path)
     check_same_source(there, manifest, str(path))
+    write_manifest(folder, with_lineage(manifest, there))
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(staging, ignore_errors=True)
     total = sum((folder / name).stat().st_size for name in names)

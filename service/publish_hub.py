@@ -36,8 +36,9 @@ from service.hub import (
     hub,
     patience,
 )
-from service.manifest import check_same_source, digest, file_digests
-from service.place import look_at, place_at
+from service.manifest import check_same_source, digest, file_digests, with_lineage
+from service.papers import write_manifest
+from service.place import Place, look_at, place_at
 from service.source import Source
 from service.upload import Progress, additions, send
 from tricks import BadInput, Report, TricksmithError
@@ -65,13 +66,19 @@ def publish_to_hub(
         BadInput: the repo is not ours, is being changed by somebody else, or the Hub refuses.
         TricksmithError: what was read back is not what was sent; nobody but the owner sees it.
     """
-    digests = {**file_digests(folder, set(names) - set(manifest["files"])), **manifest["files"]}
     sizes = {name: (folder / name).stat().st_size for name in names}
     check_space(folder, max(sizes.values()), "reading the publication back")
     progress = Progress(report, 2 * sum(sizes.values()))  # there, and back again
-    work = _Publication(hub(token), folder, to, {n: digests[n] for n in names}, manifest, source, progress)
+    api = hub(token)
     with patience(PATIENCE_S, stop=progress.still):
-        return work.offer() if pr else work.commit(private)
+        place = look_at(api, to, pr)
+        if not pr:
+            check_same_source(place.manifest, manifest, to)
+            manifest = with_lineage(manifest, place.manifest, place.info.sha if place.info else None)
+            write_manifest(folder, manifest)
+        papers = file_digests(folder, set(names) - set(manifest["files"]))
+        work = _Publication(api, folder, to, {**papers, **manifest["files"]}, manifest, source, progress)
+        return work.offer(place) if pr else work.commit(place, private)
 
 
 @dataclass
@@ -92,13 +99,12 @@ class _Publication:
     def address(self) -> str:
         return f"{endpoint()}/{self.to}"
 
-    def commit(self, private: bool) -> str:
+    def commit(self, place: Place, private: bool) -> str:
         """One commit to `main`, visible only after it was read back."""
-        place = look_at(self.api, self.to, pr=False)
-        check_same_source(place.manifest, self.manifest, self.to)
         if place.info is not None and place.mark == self.mark:
             if place.info.private is not False and not private:
-                self._read_back(place.info.sha or MAIN)
+                # An earlier try got so far. Its papers name their own time; the files are these.
+                self._read_back(place.info.sha or MAIN, self.manifest["files"])
                 self._reveal()
             return self.address
         fresh = place.manifest is None
@@ -114,9 +120,9 @@ class _Publication:
             self._reveal()
         return self.address
 
-    def offer(self) -> str:
+    def offer(self, place: Place) -> str:
         """One pull request, opened once."""
-        base = look_at(self.api, self.to, pr=True).info
+        base = place.info
         if (known := self._request()) is not None:
             return known
         with additions(self.folder, self.digests, self.progress) as files:
@@ -192,16 +198,17 @@ class _Publication:
         place = place_at(self.api, self.to, branch)
         return place.info.sha if place.info is not None and place.mark == self.mark else None
 
-    def _read_back(self, commit: str) -> None:
+    def _read_back(self, commit: str, digests: dict[str, str] | None = None) -> None:
         """Download every file of the commit and hold it to what was verified."""
+        digests = digests or self.digests
         listed = ask(
             self.to, lambda: self.api.model_info(self.to, revision=commit, timeout=TIMEOUT_S), commit
         )
-        absent = set(self.digests) - {sibling.rfilename for sibling in listed.siblings or []}
+        absent = set(digests) - {sibling.rfilename for sibling in listed.siblings or []}
         if absent:
             raise self._not_as_sent(min(absent))
         with TemporaryDirectory(dir=self.folder.parent, prefix=".read-back-") as scratch:
-            for name, sha256 in self.digests.items():
+            for name, sha256 in digests.items():
                 self.progress.begin()
                 path = ask(self.to, partial(self._download, name, commit, scratch), commit)
                 with path.open("rb") as stream:

@@ -34,7 +34,7 @@ class Progress:
 
     def finished(self, size: int) -> None:
         """The file in hand, of `size` bytes, is done."""
-        self._before = self._now = self._before + size
+        self._before = self._now = min(self._before + size, self._total)
         self._in_hand = False
         self.still()
 

@@ -85,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(name, text).add_argument("id", metavar="ID", help="a job's id, as `tricksmith jobs` shows it")
 
+    inspect = add("inspect", "tell what was done to a converted model")
+    inspect.add_argument("where", metavar="WHERE", help=f"the converted model: {_MODEL}")
+
+    reproduce = add("reproduce", "convert again as a manifest says and compare bit for bit; exit 1 when not")
+    reproduce.add_argument("where", metavar="WHERE", help=f"the converted model: {_MODEL}")
+    reproduce.add_argument("--source", metavar="MODEL", help="the source, where the manifest names a folder")
+
     add_watch(add("watch", "convert new releases by themselves", json=False), _Parser)
 
     serve = add("serve", "run the web page, the queue and a worker", json=False)

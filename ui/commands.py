@@ -15,6 +15,7 @@ from service.settings import Settings
 from tricks import TRICKS, BadInput, Plan
 from ui.answer import answering
 from ui.cli import BAD, DONE, NO
+from ui.commands_made import inspect, reproduce
 from ui.commands_watch import watch
 from ui.follow import follow
 from ui.progress import Progress, note
@@ -170,7 +171,21 @@ def worker(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     function.__name__: function
-    for function in (plan, convert, verify, submit, jobs, status, cancel, retry, watch, serve, worker)
+    for function in (
+        plan,
+        convert,
+        verify,
+        submit,
+        jobs,
+        status,
+        cancel,
+        retry,
+        inspect,
+        reproduce,
+        watch,
+        serve,
+        worker,
+    )
 }
 
 
