@@ -24,9 +24,9 @@ PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
 
 def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
     """A plan without its proof; the tricks are carried out in the order of `TRICKS`."""
-    config = read_config(checkpoint.config, checkpoint.name)
-    model = build(config, "meta", torch.float32)
-    subject = Subject(model, read_wiring(model), checkpoint, config)
+    blueprint = read_config(checkpoint.config, checkpoint.name)
+    model = build(blueprint, "meta", torch.float32)
+    subject = Subject(model, read_wiring(model), checkpoint, blueprint.config)
     order = list(TRICKS)
     drafts: list[Draft] = []
     for trick in sorted(tricks, key=lambda t: order.index(t.name)):
@@ -34,7 +34,7 @@ def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
         subject.claims.update(drafts[-1].claims)
     return Plan(
         model=checkpoint.name,
-        architecture=type(model).__name__,
+        architecture=blueprint.architecture,
         tricks=tuple(tricks),
         places=tuple(place for draft in drafts for place in draft.places),
         edits=tuple(edit for draft in drafts for edit in draft.edits),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import transformers
+from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto as auto
 
 _AUTO: dict[str, dict[str, Any]] = {
@@ -44,7 +46,25 @@ def classes(model_type: str) -> dict[str, str]:
     for auto_name, table in TABLES.items():
         for name in table.get(model_type, ()):
             found.setdefault(name, auto_name)
+    if not found and model_type in CONFIG_MAPPING:
+        # A part of a larger model that was saved by itself: its class is listed under the larger one's type.
+        config_class = CONFIG_MAPPING[model_type]
+        for auto_name, table in TABLES.items():
+            for name in {name for names in table.values() for name in names}:
+                if name.startswith(_stem(config_class)) and architecture(name).config_class is config_class:
+                    found.setdefault(name, auto_name)
     return found
+
+
+def _stem(config_class: type) -> str:
+    """The first letters of a class name, which a model's classes share: it spares importing all of them."""
+    return config_class.__name__[:3]
+
+
+def reads_text(name: str) -> bool:
+    """Whether the class `name` takes token ids: as its input, or as what its decoder has said so far."""
+    accepted = inspect.signature(architecture(name).forward).parameters
+    return "input_ids" in accepted or "decoder_input_ids" in accepted
 
 
 def auto_class(name: str) -> str:

@@ -3,71 +3,102 @@
 from __future__ import annotations
 
 import copy
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.initialization import no_init_weights
 
 from tricks.errors import BadInput
+from tricks.families import architecture, classes, reads_text
+from tricks.inputs import sample_inputs
 from tricks.quiet import quiet
 from tricks.wiring import Wiring, trace
 
 
-def read_config(config: dict[str, Any], name: str) -> PretrainedConfig:
-    """The config object of a causal LM.
+@dataclass(frozen=True)
+class Blueprint:
+    """What it takes to build a model: the name of its class in transformers, and its configuration."""
+
+    architecture: str
+    config: PretrainedConfig
+
+
+def read_config(config: dict[str, Any], name: str) -> Blueprint:
+    """The class and configuration of a model, from the parsed `config.json`.
 
     Raises:
-        BadInput: remote code, an unknown architecture, no causal LM, or a quantised checkpoint.
+        BadInput: remote code, an unknown architecture, no model that reads text, or a quantised checkpoint.
     """
     model_type = str(config.get("model_type"))
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    known = classes(model_type)
+    if not known or model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise BadInput(
                 f"{name} needs its own remote code ({model_type}), which is never run here; "
                 "choose a model whose architecture ships with transformers"
             )
         raise BadInput(
-            f"{name} is no causal language model that this transformers knows (model_type {model_type!r}); "
+            f"{name} is no language model that this transformers knows (model_type {model_type!r}); "
             "choose a text-generation model"
         )
-    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
-    classes = [names] if isinstance(names, str) else list(names)
-    architectures = config.get("architectures") or classes
-    if not set(architectures) & set(classes):
-        raise BadInput(
-            f"{name} is a {architectures[0]}, no causal language model; choose a text-generation model "
-            f"(for this architecture: {classes[0]})"
-        )
+    named = config.get("architectures") or list(known)[:1]
+    chosen = next((entry for entry in named if entry in known), None)
+    if chosen is None or not reads_text(chosen):
+        usual = next((entry for entry in known if reads_text(entry)), None)
+        instead = f" (for this architecture: {usual})" if usual else ""
+        raise BadInput(f"{name} is a {named[0]}, no language model; choose a text-generation model{instead}")
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown method")
         raise BadInput(
             f"{name} is quantised ({method}); convert the unquantised model and quantise the result"
         )
     try:
-        fields = {key: value for key, value in config.items() if key != "model_type"}
-        return AutoConfig.for_model(model_type, **copy.deepcopy(fields))
+        with quiet():
+            read = CONFIG_MAPPING[model_type].from_dict(_with_special_floats(copy.deepcopy(config)))
     except Exception as error:
         raise BadInput(f"{name}: config.json is not valid for {model_type}: {first_line(error)}") from error
+    return Blueprint(chosen, read)
 
 
-def build(config: PretrainedConfig, device: str, dtype: torch.dtype) -> nn.Module:
-    """The causal LM of `config` in eval mode, with transformers' own initialisation, eager everywhere.
+_SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def _with_special_floats(value: Any) -> Any:
+    """JSON with the floats that it cannot hold put back; transformers writes {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        if list(value) == ["__float__"]:
+            return _SPECIAL_FLOATS.get(value["__float__"], value)
+        return {key: _with_special_floats(entry) for key, entry in value.items()}
+    return [_with_special_floats(entry) for entry in value] if isinstance(value, list) else value
+
+
+def build(blueprint: Blueprint, device: str, dtype: torch.dtype) -> nn.Module:
+    """The model in eval mode, with transformers' own initialisation, eager everywhere.
 
     Raises:
         BadInput: the modelling class cannot be built from this config.
     """
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(blueprint.config)
+    stock = architecture(blueprint.architecture)
+    if not isinstance(config, stock.config_class):
+        # A text model under a wrapper's configuration: its own is one of those inside.
+        inside = [key for key, kind in config.sub_configs.items() if kind is stock.config_class]
+        config = getattr(config, inside[0]) if inside else config
     try:
-        with quiet(), torch.device(device):
-            model: nn.Module = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="eager"
-            )
+        empty = no_init_weights() if device == "meta" else nullcontext()
+        with quiet(), torch.device(device), empty:
+            model: Any = stock._from_config(config, dtype=dtype, attn_implementation="eager")
+        model.tie_weights()  # a part of the initialisation that even an empty model needs
     except Exception as error:
         line = first_line(error)
-        raise BadInput(f"{config.model_type} cannot be built from this config: {line}") from error
-    return model.eval()
+        raise BadInput(f"{blueprint.architecture} cannot be built from this config: {line}") from error
+    built: nn.Module = model.eval()
+    return built
 
 
 def read_wiring(model: nn.Module) -> Wiring:
@@ -76,18 +107,18 @@ def read_wiring(model: nn.Module) -> Wiring:
     Raises:
         BadInput: its modelling code cannot be run without weights.
     """
-    device = next(model.parameters()).device
-    # Sizes that no model dimension equals, so that no axis is taken for another.
-    ids = torch.zeros((3, 7), dtype=torch.long, device=device)
     spread_experts(model)
-    try:
-        with quiet():
-            return trace(model, input_ids=ids)
-    except Exception as error:
-        raise BadInput(
-            f"{type(model).__name__} cannot be run without weights ({first_line(error)}), "
-            "so its wiring is unknown; please report this architecture"
-        ) from error
+    problem = "it takes no text"
+    for inputs in sample_inputs(model):
+        try:
+            with quiet():
+                return trace(model, inputs)
+        except Exception as error:  # noqa: BLE001 - modelling code can fail in any way
+            problem = first_line(error)
+    raise BadInput(
+        f"{type(model).__name__} cannot be run without weights ({problem}), "
+        "so its wiring is unknown; please report this architecture"
+    )
 
 
 def spread_experts(model: nn.Module) -> None:

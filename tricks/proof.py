@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from tricks.checkpoint import read_checkpoint
 from tricks.convert import convert
 from tricks.draft import draft_plan
 from tricks.errors import BadInput, TricksmithError
+from tricks.families import architecture, auto_class
 from tricks.float64 import float64_arithmetic
-from tricks.model import build, first_line, read_config, spread_experts
+from tricks.inputs import sample_inputs
+from tricks.model import Blueprint, build, first_line, read_config, spread_experts
 from tricks.plan import Plan
 from tricks.quiet import quiet
-from tricks.small import affordable, randomise, shrunk_configs
+from tricks.small import affordable, randomise, shrunk
 
 LIMIT = 1e-9
 """Largest allowed relative difference of the logits in float64."""
@@ -36,12 +38,12 @@ def prove(plan: Plan, config: dict[str, Any]) -> Plan:
     """`plan` with its proof.
 
     Raises:
-        BadInput: the small model's logits moved, or no small model that shows all of the plan's places
+        BadInput: the small model's outputs moved, or no small model that shows all of the plan's places
             could be built and run.
     """
     full = read_config(config, plan.model)
     problem = "no small model of this class could be built"
-    for small in shrunk_configs(full):
+    for small in shrunk(full):
         try:
             error, covered = _try(plan, small)
         except _TooLarge:
@@ -77,12 +79,13 @@ def _kinds(plan: Plan) -> set[tuple[str, bool, str]]:
     return {(plain(p.where), p.fits, plain(p.detail) if p.fits else "") for p in plan.places}
 
 
-def _try(plan: Plan, config: PretrainedConfig) -> tuple[float, bool]:
-    if not affordable(build(config, "meta", torch.float32)):
+def _try(plan: Plan, blueprint: Blueprint) -> tuple[float, bool]:
+    if not affordable(build(blueprint, "meta", torch.float32)):
         raise _TooLarge
     with tempfile.TemporaryDirectory(prefix="tricksmith-proof-") as folder, quiet():
         source, out = Path(folder, "source"), Path(folder, "converted")
-        model: Any = build(config, "cpu", torch.float64)
+        model: Any = build(blueprint, "cpu", torch.float64)
+        model.double()  # some weights are made in float32 whatever is asked for
         randomise(model)
         model.save_pretrained(source)
         del model
@@ -90,8 +93,8 @@ def _try(plan: Plan, config: PretrainedConfig) -> tuple[float, bool]:
         if not _kinds(plan) <= _kinds(small):
             return 0.0, False
         convert(small, source, out)
-        before = _load(source)
-        return max(_difference(before, _load(out, own_code)) for own_code in _ways(small)), True
+        before = _load(plan, source)
+        return max(difference(before, _load(plan, out, own_code)) for own_code in _ways(small)), True
 
 
 def _ways(plan: Plan) -> list[bool]:
@@ -99,20 +102,53 @@ def _ways(plan: Plan) -> list[bool]:
     return [own_code for own_code in (True, False) if (plan.parts if own_code else plan.stock_loads)]
 
 
-def _load(folder: Path, own_code: bool = False) -> nn.Module:
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float64, attn_implementation="eager", trust_remote_code=own_code
-    )
-    spread_experts(model)  # the default, grouped products, knows no float64
+def _load(plan: Plan, folder: Path, own_code: bool = False) -> nn.Module:
+    stock = architecture(plan.architecture)
+    loader: Any = getattr(transformers, auto_class(plan.architecture)) if own_code else stock
+    with float64_arithmetic():  # some weights are made in float32, whatever dtype is asked for
+        model: Any = loader.from_pretrained(
+            folder, dtype=torch.float64, attn_implementation="eager", trust_remote_code=own_code
+        )
     result: nn.Module = model.double().eval()
     return result
 
 
-def _difference(source: nn.Module, converted: nn.Module) -> float:
-    """Largest difference of the logits over the largest logit; infinite where either is not finite."""
-    vocabulary = source.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ids = torch.randint(0, vocabulary, (2, 12), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), float64_arithmetic():
-        a, b = (model(input_ids=ids, use_cache=False).logits for model in (source, converted))
-    error = ((a - b).abs().max() / a.abs().max()).item()
-    return error if torch.isfinite(a).all() and torch.isfinite(b).all() else float("inf")
+def difference(source: nn.Module, converted: nn.Module) -> float:
+    """Largest relative difference between two models' outputs on the same random inputs, in float64.
+
+    Each output (logits, hidden states) is compared with its own largest value; infinite where a value is not
+    finite.
+    """
+    worst = 0.0
+    before, after = outputs(source), outputs(converted)
+    assert before
+    assert before.keys() == after.keys()
+    for name, a in before.items():
+        error = ((a - after[name]).abs().max() / a.abs().max()).item()
+        worst = max(worst, error if torch.isfinite(a).all() and error == error else float("inf"))
+    return worst
+
+
+def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The float tensors that `model` returns on sample inputs, in float64.
+
+    Raises:
+        TricksmithError: it can be run on none of them.
+    """
+    problem = "it takes no text"
+    spread_experts(model)  # the default, grouped products, knows no float64
+    for inputs in sample_inputs(model, seed=1):
+        try:
+            with torch.no_grad(), float64_arithmetic():
+                result = model(**inputs)
+        except Exception as error:  # noqa: BLE001 - modelling code can fail in any way
+            problem = first_line(error)
+            continue
+        return {
+            name: value
+            for name, value in result.items()
+            if isinstance(value, torch.Tensor)
+            and value.is_floating_point()
+            and not name.startswith("encoder_")
+        }
+    raise TricksmithError(f"{type(model).__name__} cannot be run: {problem}")

@@ -7,87 +7,113 @@ import copy
 import math
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
 
 from tricks.gains import is_candidate
+from tricks.model import Blueprint
+from tricks.quiet import quiet
 
 _WIDTH = re.compile(
-    r"(^|_)(hidden_size|intermediate_size|size_per_head|head_dim|head_size|dim|rank|n_embd|n_inner|inner_dim|d_model"
-    r"|d_ff|d_kv|ffn_dim|width|embedding_size|hidden_dim|expand_dim|lru_width|mlp_dim|ssm_size|d_inner|ffn_size"
-    r"|hidden_sizes?|ffn_hidden_size|rotary_dim|per_layer_input|embed_dim)($|_)"
+    r"(^|_)(hidden_sizes?|intermediate_size|size_per_head|head_dim|headdim|d_head|head_size|dim|rank|n_embd|n_inner"
+    r"|inner_dim|d_model|d_ff|d_kv|d_ssm|ffn_dim|width|embedding_size|hidden_dim|expand_dim|lru_width|mlp_dim"
+    r"|ssm_size|d_inner|ffn_size|ffn_hidden_size|rotary_dim|per_layer_input|embed_dim|kv_channels|hidden_channels"
+    r"|latent_size|input_size|output_size|mlp_size)($|_)"
 )
 _NO_WIDTH = re.compile(
-    r"vocab|num_|kernel|chunk|patch|image|window|conv|position|_id$|_factor|multiple|layers|n_heads"
+    r"vocab|num_|kernel|chunk|patch|image|window|conv|position|_id$|_factor|multiple|layers|n_heads|multiplier"
 )
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts")
+_NOT_CONFIGS = re.compile(r"rope|id2label|label2id|quantization|task_specific")
+_REACH = re.compile(r"chunk_size$|sliding_window$")
 _VOCAB = 128
+_REACHED = 4
+"""Tokens that a window or a chunk holds, so that the few tokens of a proof leave it."""
 _FEW_EXPERTS = 16
 _MOST_PARAMETERS = 60_000_000
 
 
-def shrunk_configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """Smaller and smaller-risk versions of `config`, the smallest first, the full depth last."""
-    fields = config.to_dict()
-    widths = [value for _, value in _widths(fields)]
+def shrunk(blueprint: Blueprint) -> Iterator[Blueprint]:
+    """A model's configuration made smaller in several ways, the smallest first, the full depth last."""
+    fields = blueprint.config.to_dict()
+    widths = [value for part in _parts(fields) for _, value in _widths(part)]
     divisor = math.gcd(*widths) if widths else 1
     power = divisor & -divisor
-    layers = max((fields[key] for key in _LAYERS if isinstance(fields.get(key), int)), default=1)
-    depths = list(dict.fromkeys(min(depth, layers) for depth in (4, 8, layers)))
-    for depth in depths:
-        for experts in (_FEW_EXPERTS, None):
-            step = min(power, 64)
-            while step >= 1:
-                # A config class may refuse a size; the next may suit it.
-                with suppress(Exception):
-                    yield _shrunk(fields, step, depth, layers, experts)
-                step //= 2
-            if experts is not None and not any(fields.get(key) for key in _EXPERTS):
-                break
+    deepest = max((_depth(part) for part in _parts(fields)), default=1)
+    some_experts = any(part.get(key) for part in _parts(fields) for key in _EXPERTS)
+    for depth in dict.fromkeys(min(depth, deepest) for depth in (4, 8, deepest)):
+        for experts in (_FEW_EXPERTS, None) if some_experts else (None,):
+            for step in _steps(power):
+                small = _shrunk(fields, step, depth, experts)
+                small.pop("dtype", None)
+                try:
+                    with quiet():
+                        config = type(blueprint.config).from_dict(small)
+                except Exception:  # noqa: BLE001 - a config class may refuse a size; the next may suit it
+                    continue
+                yield Blueprint(blueprint.architecture, config)
+
+
+def _steps(power: int) -> Iterator[int]:
+    """Divisors of the widths: first those that divide all of them, then those that round some down."""
+    steps = [1 << k for k in range(6, -1, -1)]
+    yield from (step for step in steps if step <= power)
+    yield from (step for step in steps if step > power)
+
+
+def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A configuration and the configurations inside it."""
+    yield fields
+    for key, value in fields.items():
+        if isinstance(value, dict) and not _NOT_CONFIGS.search(key):
+            yield from _parts(value)
+
+
+def _depth(fields: dict[str, Any]) -> int:
+    counts = [fields[key] for key in _LAYERS if isinstance(fields.get(key), int)]
+    return max(counts, default=1)
 
 
 def _widths(fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """The names and values of one configuration's widths, those of the configurations inside it left out."""
     for key, value in fields.items():
-        if _NO_WIDTH.search(key):
+        if _NO_WIDTH.search(key) or not _WIDTH.search(key):
             continue
-        if isinstance(value, int) and not isinstance(value, bool) and value > 1 and _WIDTH.search(key):
-            yield key, value
-        elif (
-            isinstance(value, list)
-            and value
-            and _WIDTH.search(key)
-            and all(isinstance(v, int) for v in value)
-        ):
-            for entry in value:
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, int) and not isinstance(entry, bool) and entry > 1:
                 yield key, entry
 
 
-def _shrunk(
-    fields: dict[str, Any], divisor: int, depth: int, layers: int, experts: int | None
-) -> PretrainedConfig:
-    small = copy.deepcopy(fields)
-    for key, _ in list(_widths(fields)):
-        value = fields[key]
-        small[key] = [v // divisor for v in value] if isinstance(value, list) else value // divisor
+def _shrunk(fields: dict[str, Any], divisor: int, depth: int, experts: int | None) -> dict[str, Any]:
+    layers = _depth(fields)
+    widths = {key for key, _ in _widths(fields)}
+    small: dict[str, Any] = {}
     for key, value in fields.items():
-        if key in _LAYERS:
+        if isinstance(value, dict):
+            nested = not _NOT_CONFIGS.search(key)
+            small[key] = _shrunk(value, divisor, depth, experts) if nested else copy.deepcopy(value)
+        elif key in _LAYERS and isinstance(value, int):
             small[key] = min(value, depth)
-        elif isinstance(value, list) and len(value) == layers and layers > depth:
+        elif isinstance(value, (list, str)) and len(value) == layers and layers > depth:
             small[key] = value[:depth]
+        elif key in widths:
+            small[key] = (
+                [max(v // divisor, 1) for v in value] if isinstance(value, list) else max(value // divisor, 1)
+            )
         elif key in _EXPERTS and isinstance(value, int) and experts is not None:
             small[key] = min(value, experts)
+        elif _REACH.search(key) and isinstance(value, int):
+            small[key] = min(value, _REACHED)
         elif key.startswith("vocab_size") and isinstance(value, int):
             small[key] = min(value, _VOCAB)
-        elif key.endswith("token_id"):
+        elif key.endswith(("token_id", "token_index")):
             small[key] = _token(value)
-    model_type = small.pop("model_type")
-    small.pop("dtype", None)
-    return AutoConfig.for_model(model_type, **small)
+        else:
+            small[key] = copy.deepcopy(value)
+    return small
 
 
 def _token(value: Any) -> Any:

@@ -12,7 +12,8 @@ No table of names is involved, so an architecture that transformers learns tomor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from tricks.gains import Gain, is_candidate, measure_gain
 from tricks.labels import (
@@ -33,6 +35,7 @@ from tricks.labels import (
     Scaled,
     carry,
 )
+from tricks.shapes import ShapeMemory
 
 _aten = torch.ops.aten
 _PRODUCTS = {
@@ -46,13 +49,39 @@ _PRODUCTS = {
 
 _SUMS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor)
 
-STAND_INS: dict[Any, Callable[[torch.Tensor], Any]] = {
-    _aten._local_scalar_dense.default: lambda x: False if x.dtype is torch.bool else 0,
-    _aten.nonzero.default: lambda x: x.new_zeros((1, x.ndim), dtype=torch.long),
-    _aten.is_nonzero.default: lambda x: False,
-}
-"""Answers to the questions that only values could answer. Masks and expert dispatch ask them; whatever the
-answer, the norms and weights on the way are the same, and the plan's proof runs with real values."""
+
+class _Answers:
+    """Answers to the questions that only values could answer: masks and expert dispatch ask them.
+
+    The first pass answers low (no, the first row), a second one high (yes, the last row), so that a branch
+    that only some values take, an expert that passes its input through, say, is seen too.
+    """
+
+    def __init__(self, high: bool) -> None:
+        self.asked = False
+        self._high = high
+        self._last = 0
+        self._table: dict[Any, Callable[[torch.Tensor], Any]] = {
+            _aten._local_scalar_dense.default: self._scalar,
+            _aten.nonzero.default: self._rows,
+            _aten.is_nonzero.default: lambda x: self._high,
+        }
+
+    def to(self, func: Any, args: Any) -> Callable[[torch.Tensor], Any] | None:
+        """The function that answers `func`, if it asks for a value of a tensor that has none."""
+        answer = self._table.get(func)
+        if answer is None or not args[0].is_meta:
+            return None
+        # A yes or no may hide parameters, which is seen by their not running; a row may hide what has none.
+        self.asked |= func is _aten.nonzero.default or args[0].dtype is not torch.bool
+        return answer
+
+    def _scalar(self, x: torch.Tensor) -> bool | int:
+        return self._high if x.dtype is torch.bool else self._last if self._high else 0
+
+    def _rows(self, x: torch.Tensor) -> torch.Tensor:
+        self._last = max(x.shape[0] - 1, 0) if x.ndim else 0
+        return x.new_zeros((1, x.ndim), dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -114,8 +143,10 @@ def _listed(names: list[str], most: int = 3) -> str:
 class Tracer(TorchDispatchMode):
     """Follows norms' outputs and parameters through everything that runs within it."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, high: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.answers = _Answers(high)
+        self._shapes = ShapeMemory()
         self.norms: dict[str, Norm] = {}
         self.unmeasured: list[str] = []
         self.bias_slots: dict[str, str] = {}
@@ -124,6 +155,8 @@ class Tracer(TorchDispatchMode):
         self._alive: list[torch.Tensor] = []
         self._param_uses: dict[str, set[tuple[int | None, str | None]]] = defaultdict(set)
         self._other_uses: dict[str, str] = {}
+        self._reached: set[str] = set()
+        self._model = model
         self._inside: nn.Module | None = None
         self._measured: dict[Any, Gain | None] = {}
         self._handles: list[Any] = []
@@ -135,10 +168,30 @@ class Tracer(TorchDispatchMode):
                 self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
 
-    def close(self) -> None:
-        """Take the hooks off the model again."""
-        for handle in self._handles:
-            handle.remove()
+    def run(self, inputs: Mapping[str, Any]) -> None:
+        """Run the model once on `inputs`, following everything."""
+        try:
+            with torch.no_grad(), self:
+                self._model(**inputs)
+        finally:
+            for handle in self._handles:
+                handle.remove()
+
+    def join(self, other: Tracer) -> None:
+        """Add what another run of the same model has seen."""
+        for gain, norm in other.norms.items():
+            mine = self.norms.setdefault(gain, norm)
+            mine.consumers |= norm.consumers
+            mine.scaled_between |= norm.scaled_between
+            for reason in norm.blocks:
+                mine.block(reason)
+        self.unmeasured += [name for name in other.unmeasured if name not in self.unmeasured]
+        self.bias_slots.update(other.bias_slots)
+        self._reached |= other._reached
+        for name, use in other._other_uses.items():
+            self._other_uses.setdefault(name, use)
+        for name, uses in other._param_uses.items():
+            self._param_uses[name] |= uses
 
     # --- norms -----------------------------------------------------------------------------------
 
@@ -155,6 +208,7 @@ class Tracer(TorchDispatchMode):
             return
         self._inside = None
         name = self._modules[id(module)]
+        self._reached.update(self._name(p) for p in module.parameters())
         gain = self._measure(module, args, kwargs)
         if gain is None or not isinstance(output, torch.Tensor):
             if name not in self.unmeasured:
@@ -199,16 +253,27 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        stand_in = STAND_INS.get(func)
-        if stand_in is not None and args[0].is_meta:
-            return stand_in(args[0])
-        out = func(*args, **kwargs)
+        answer = self.answers.to(func, args)
+        if answer is not None:
+            return answer(args[0])
+        out = self._shapes.run(func, args, kwargs)
         if self._inside is not None or func in SHAPE_ONLY:
             return out
-        labels = {id(x): label for x in tree_leaves((args, kwargs)) if (label := self._label(x)) is not None}
+        labels: dict[int, Label] = {}
+        self._collect(args, labels)
+        self._collect(kwargs.values(), labels)
         if labels:
+            self._reached.update(label.name for label in labels.values() if isinstance(label, Param))
             self._follow(func, args, kwargs, out, labels)
         return out
+
+    def _collect(self, values: Iterable[Any], labels: dict[int, Label]) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                if (label := self._labels.get(id(value))) is not None:
+                    labels[id(value)] = label
+            elif isinstance(value, (list, tuple)):
+                self._collect(value, labels)
 
     def _follow(self, func: Any, args: Any, kwargs: Any, out: Any, labels: dict[int, Label]) -> None:
         if func in _PRODUCTS:
@@ -349,15 +414,36 @@ class Tracer(TorchDispatchMode):
                 shared = [c.param for c in norm.consumers if self.bias_slots.get(c.param) in self._other_uses]
                 for param in shared:
                     norm.block(f"the bias of {param} is used elsewhere too")
+            if (idle := self._idle_beside(norm)) is not None:
+                norm.block(f"{idle} beside it did not run on text alone and may read its output")
         return Wiring(list(self.norms.values()), self.unmeasured, self.bias_slots)
 
+    def _idle_beside(self, norm: Norm) -> str | None:
+        """A parameter under the norm's parent that no operation touched, towers of their own left aside.
 
-def trace(model: nn.Module, **inputs: torch.Tensor) -> Wiring:
-    """Run `model` once on `inputs` (all on the model's device) and read its wiring."""
+        Experts for images, or a branch that only long inputs take, could read the norm's output unseen.
+        """
+        parent = self._model.get_submodule(norm.module.rpartition(".")[0])
+        towers = [m for m in parent.modules() if isinstance(m, PreTrainedModel) and m is not parent]
+        apart = {id(p) for tower in towers for p in tower.parameters()}
+        return next(
+            (
+                name
+                for p in parent.parameters()
+                if id(p) not in apart and (name := self._name(p)) not in self._reached
+            ),
+            None,
+        )
+
+
+def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Wiring:
+    """Run `model` on `inputs` (keyword arguments, on the model's device) and read its wiring."""
     tracer = Tracer(model)
-    try:
-        with torch.no_grad(), tracer:
-            model(**inputs, use_cache=False)
-    finally:
-        tracer.close()
+    tracer.run(inputs)
+    if tracer.answers.asked:
+        other = Tracer(model, high=True)
+        # The other answers may be ones that the code refuses; then there is no branch behind them.
+        with suppress(Exception):
+            other.run(inputs)
+            tracer.join(other)
     return tracer.wiring()

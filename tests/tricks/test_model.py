@@ -11,12 +11,10 @@ from tricks.model import read_config
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "bert-of-mine", "auto_map": {"AutoModel": "x.Y"}}, "its own remote code"),
-    ({"model_type": "vit"}, "no causal language model"),
-    ({}, "no causal language model"),
-    (
-        {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]},
-        "LlamaForSequenceClassification",
-    ),
+    ({"model_type": "vit"}, "no language model"),
+    ({}, "no language model"),
+    ({"model_type": "llama", "architectures": ["ViTModel"]}, r"is a ViTModel.*for this architecture: Llama"),
+    ({"model_type": "whisper", "architectures": ["WhisperForAudioClassification"]}, "is a WhisperForAudio"),
     ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\)"),
     ({"model_type": "llama", "hidden_size": "wide"}, "config.json is not valid"),
 ]
