@@ -17,9 +17,9 @@ from torch import nn
 
 from tricks.errors import BadInput
 from tricks.float64 import float64_arithmetic
-from tricks.model import build, spread_experts
+from tricks.model import Blueprint, build, spread_experts
 from tricks.quiet import quiet
-from tricks.small import affordable, randomise, shrunk_configs
+from tricks.small import affordable, randomise, shrunk
 from tricks.subject import Subject
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
@@ -48,14 +48,14 @@ _CACHE: dict[tuple[str, bool], nn.Module] = {}
 
 def _grow(subject: Subject, whole_depth: bool) -> nn.Module:
     depth = subject.config.get_text_config().num_hidden_layers
-    for config in shrunk_configs(subject.config):
-        if whole_depth and config.get_text_config().num_hidden_layers < depth:
+    for small in shrunk(Blueprint(type(subject.model).__name__, subject.config)):
+        if whole_depth and small.config.get_text_config().num_hidden_layers < depth:
             continue
         # A class may refuse a size when it is built or only when it runs; the next may suit it.
         try:
-            if not affordable(build(config, "meta", torch.float32)):
+            if not affordable(build(small, "meta", torch.float32)):
                 continue
-            model = build(config, "cpu", torch.float64)
+            model = build(small, "cpu", torch.float64)
             randomise(model)
             spread_experts(model)
             run(model, torch.tensor([[3, 4, 5]]))

@@ -16,12 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
+from tricks.answers import Answers
 from tricks.errors import BadInput
+from tricks.inputs import sample_inputs
 from tricks.labels import SHAPE_ONLY
 from tricks.model import first_line, spread_experts
 from tricks.normaliser import Normaliser, measure_normaliser
 from tricks.quiet import quiet
-from tricks.wiring import STAND_INS
+from tricks.shapes import ShapeMemory
 
 
 class Watch(TorchDispatchMode):
@@ -40,6 +42,8 @@ class Watch(TorchDispatchMode):
         self._inside: nn.Module | None = None
         self._measured: dict[Any, Normaliser | None] = {}
         self.handles: list[Any] = []
+        self._answers = Answers(high=False)
+        self._shapes = ShapeMemory()
         for module in self.names:
             small = all(p.ndim <= 1 for p in module.parameters())
             if small and next(module.children(), None) is None:
@@ -72,10 +76,10 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        stand_in = STAND_INS.get(func)
-        if stand_in is not None and args[0].is_meta:
-            return stand_in(args[0])
-        out = func(*args, **kwargs)
+        answer = self._answers.to(func, args)
+        if answer is not None:
+            return answer(args[0])
+        out = self._shapes.run(func, args, kwargs)
         if self._inside is None and func not in SHAPE_ONLY:
             self.follow(func, args, kwargs, out)
         return out
@@ -121,21 +125,23 @@ def watch(tracer: type[W], model: nn.Module) -> W:
         BadInput: the modelling code cannot be run without weights.
     """
     spread_experts(model)
-    device = next(model.parameters()).device
-    ids = torch.zeros((3, 7), dtype=torch.long, device=device)
-    mode = tracer(model)
-    try:
-        with quiet(), torch.no_grad(), mode.spying(), mode:
-            mode.returns(model(input_ids=ids, use_cache=False))
-    except Exception as error:
-        raise BadInput(
-            f"{type(model).__name__} cannot be run without weights ({first_line(error)}), so it is not known "
-            "what reads its norms; report this architecture"
-        ) from error
-    finally:
-        for handle in mode.handles:
-            handle.remove()
-    return mode
+    problem = "it takes no text"
+    for inputs in sample_inputs(model):
+        mode = tracer(model)
+        try:
+            with quiet(), torch.no_grad(), mode.spying(), mode:
+                mode.returns(model(**inputs))
+        except Exception as error:  # noqa: BLE001 - modelling code can fail in any way
+            problem = first_line(error)
+            continue
+        finally:
+            for handle in mode.handles:
+                handle.remove()
+        return mode
+    raise BadInput(
+        f"{type(model).__name__} cannot be run without weights ({problem}), so it is not known what reads "
+        "its norms; report this architecture"
+    )
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ No table of names is involved, so an architecture that transformers learns tomor
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from tricks.answers import Answers
 from tricks.gains import Gain, is_candidate, measure_gain
 from tricks.labels import (
     COMMUTES_BINARY,
@@ -48,40 +49,6 @@ _PRODUCTS = {
 """Matrix products: positions of the two factors."""
 
 _SUMS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor)
-
-
-class _Answers:
-    """Answers to the questions that only values could answer: masks and expert dispatch ask them.
-
-    The first pass answers low (no, the first row), a second one high (yes, the last row), so that a branch
-    that only some values take, an expert that passes its input through, say, is seen too.
-    """
-
-    def __init__(self, high: bool) -> None:
-        self.asked = False
-        self._high = high
-        self._last = 0
-        self._table: dict[Any, Callable[[torch.Tensor], Any]] = {
-            _aten._local_scalar_dense.default: self._scalar,
-            _aten.nonzero.default: self._rows,
-            _aten.is_nonzero.default: lambda x: self._high,
-        }
-
-    def to(self, func: Any, args: Any) -> Callable[[torch.Tensor], Any] | None:
-        """The function that answers `func`, if it asks for a value of a tensor that has none."""
-        answer = self._table.get(func)
-        if answer is None or not args[0].is_meta:
-            return None
-        # A yes or no may hide parameters, which is seen by their not running; a row may hide what has none.
-        self.asked |= func is _aten.nonzero.default or args[0].dtype is not torch.bool
-        return answer
-
-    def _scalar(self, x: torch.Tensor) -> bool | int:
-        return self._high if x.dtype is torch.bool else self._last if self._high else 0
-
-    def _rows(self, x: torch.Tensor) -> torch.Tensor:
-        self._last = max(x.shape[0] - 1, 0) if x.ndim else 0
-        return x.new_zeros((1, x.ndim), dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -145,7 +112,7 @@ class Tracer(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, high: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.answers = _Answers(high)
+        self.answers = Answers(high)
         self._shapes = ShapeMemory()
         self.norms: dict[str, Norm] = {}
         self.unmeasured: list[str] = []
