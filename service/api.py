@@ -25,13 +25,17 @@ from service.headers import read_headers
 from service.inspection import Inspection, inspect
 from service.jobs import Job, JobStore, request_key
 from service.manifest import build_manifest, file_digests, read_manifest
+from service.naming import converted_name
 from service.papers import no_fit, write_papers
+from service.preflight import Preflight, preflight
 from service.publish import check_destination, check_visibility
 from service.queue import make_app, send, send_look
 from service.redis_server import running_redis
 from service.reproduction import Reproduction, reproduce
+from service.rights import namespaces
 from service.settings import Settings
 from service.source import Source, resolve
+from service.tokens import Grant, Vault, check_grant
 from service.watch_store import WatchStore
 from service.watching import Watching
 from service.webhook import Receiver
@@ -52,6 +56,7 @@ class Service:
         self._stack = ExitStack()
         self._connected: tuple[JobStore, Celery] | None = None
         self._watch_store: WatchStore
+        self._vault: Vault
 
     def __enter__(self) -> Self:
         return self
@@ -160,19 +165,44 @@ class Service:
 
     # -- jobs --------------------------------------------------------------------------------------
 
+    def preflight(self, model: str, tricks: Sequence[str] = ()) -> Preflight:
+        """What can be known of a conversion before any weight is downloaded, its plan included.
+
+        Raises:
+            BadInput: as `plan`.
+        """
+        return preflight(model, _recipe(tricks or list(TRICKS)), self.settings.work)
+
     def submit(
-        self, model: str, tricks: Sequence[str], to: str, *, pr: bool = False, private: bool = False
+        self,
+        model: str,
+        tricks: Sequence[str],
+        to: str | None = None,
+        *,
+        pr: bool = False,
+        private: bool = False,
+        grant: Grant | None = None,
     ) -> Job:
         """Queue a conversion, or find the job that does the same already.
 
+        Without `to` it goes to a new repo of the token's user, named after its source. With a `grant`, a
+        visitor's sign-in, it is this token that the job uses, and no other.
+
         Raises:
-            BadInput: model, trick, option or destination cannot be used as asked.
+            BadInput: model, trick, option, destination or sign-in cannot be used as asked.
         """
         recipe = _recipe(tricks)
-        to = check_destination(to, None, pr)
-        source = resolve(model)
-        check_visibility(source, to, private)
         names = [str(trick) for trick in recipe]
+        token = None
+        if grant is not None:
+            check_grant(grant, pr=pr)
+            token = grant.token
+        if to is None or grant is not None:
+            user, _ = namespaces(token)
+            to = f"{user}/{converted_name(model, names)}" if to is None else to
+        to = check_destination(to, token, pr)
+        source = resolve(model, token)
+        check_visibility(source, to, private)
         store, app = self._connect()
         job, new = store.create(
             model=model if source.folder is None else source.folder,
@@ -182,8 +212,11 @@ class Service:
             private=private,
             source=source.to_json(),
             key=request_key(source.key, names, to, pr=pr, private=private),
+            user=None if grant is None else user,
         )
         if new:
+            if grant is not None:
+                self._vault.keep(job.id, grant)
             send(app, store, job)
         return job
 
@@ -207,7 +240,10 @@ class Service:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job, or ask a running one to stop."""
-        return self._store.cancel(job_id)
+        job = self._store.cancel(job_id)
+        if job.state.final:
+            self._vault.forget(job_id)
+        return job
 
     def retry(self, job_id: str) -> Job:
         """Queue a failed or cancelled job again; a failed one goes on at the stage it was in."""
@@ -274,6 +310,8 @@ class Service:
                 store, app = JobStore(url), make_app(url)
                 self._watch_store = WatchStore(url)
                 self._stack.callback(self._watch_store.close)
+                self._vault = Vault(url, self.settings)
+                self._stack.callback(self._vault.close)
                 self._stack.callback(store.close)
                 self._stack.callback(app.close)
                 self._connected = store, app

@@ -63,15 +63,20 @@ def fetch(source: Source, folder: Path, token: str | None = None, report: Report
 
 def check_space(folder: Path, needed: int, what: str) -> None:
     """Refuse work whose `needed` bytes do not fit on the disk of `folder` (which need not exist yet)."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing(folder)).free
     if needed > 0 and needed + _SPACE_MARGIN > free:
         raise BadInput(
             f"{what} needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free;"
             " free some space or use another disk"
         )
+
+
+def existing(folder: Path) -> Path:
+    """The nearest folder on the way to `folder` that is there: it tells the disk."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return there
 
 
 def _is_there(folder: Path, file: SourceFile) -> bool:

@@ -105,6 +105,8 @@ class Job:
     attempts: int = 0
     cancel: bool = False
     key: str = ""
+    user: str | None = None
+    """Whose sign-in the job uses; None: the operator's token."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -206,6 +208,7 @@ class JobStore:
     """Reads and changes job records; safe to share between threads."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         # A short loss of Redis (a restart, say) must not fail a job that runs for hours.
         retry = Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=12)
         self._redis: Any = redis.Redis.from_url(
@@ -267,6 +270,7 @@ class JobStore:
         private: bool = False,
         source: dict[str, Any],
         key: str,
+        user: str | None = None,
     ) -> tuple[Job, bool]:
         """Make a queued job, or find the one that is queued or running for the same request.
 
@@ -284,6 +288,7 @@ class JobStore:
             private=private,
             source=source,
             key=key,
+            user=user,
         )
         record = _record({name: value for name, value in asdict(job).items() if value is not None})
         keys = [

@@ -68,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
     submit = add("submit", "queue a job: convert, verify, publish")
     submit.add_argument("model", metavar="MODEL", help=_MODEL)
     submit.add_argument("--trick", action="append", required=True, metavar="T", help=_TRICK)
-    submit.add_argument("--to", required=True, metavar="DEST", help="NAMESPACE/NAME on the Hub, or a folder")
+    submit.add_argument(
+        "--to",
+        metavar="DEST",
+        help="NAMESPACE/NAME on the Hub, or a folder; a new repo of yours, named after the model, if none",
+    )
     submit.add_argument("--pr", action="store_true", help="open a pull request instead of committing")
     submit.add_argument("--private", action="store_true", help="make the Hub repo private")
     submit.add_argument(

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 from service.api import Service
 from service.jobs import Job, State
+from service.licences import forbids_derivatives
 from service.settings import Settings
+from service.source import Source
 from tricks import TRICKS, BadInput, Plan
 from ui.answer import answering
 from ui.cli import BAD, DONE, NO
 from ui.commands_made import inspect, reproduce
 from ui.commands_watch import watch
 from ui.follow import follow
+from ui.preflight import preflight_lines
 from ui.progress import Progress, note
 from ui.stack import has_workers, processes, queue_service
 from ui.text import ago, count, duration, evidence_text, group_places, one_line, proof_line, savings_rows
@@ -27,10 +30,13 @@ if TYPE_CHECKING:  # evals brings torch
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Show a plan."""
+    """Show a plan, and what else can be known before any weight is downloaded."""
     with answering(args.json) as answer:
-        made = Service(Settings.from_env()).plan(args.model, args.trick or sorted(TRICKS))
-        answer(made.to_json() if args.json else _plan_text(made))
+        seen = Service(Settings.from_env()).preflight(args.model, args.trick or sorted(TRICKS))
+        if args.json:
+            answer(seen.plan.to_json() | {"preflight": seen.to_json()})
+        else:
+            answer("\n".join([_plan_text(seen.plan), *preflight_lines(seen)]))
     return DONE
 
 
@@ -84,6 +90,8 @@ def submit(args: argparse.Namespace) -> int:
                 "no worker is running; start `tricksmith serve` in another terminal, or add --wait"
             )
         job = service.submit(args.model, args.trick, args.to, pr=args.pr, private=args.private)
+        if job.source and (licence := forbids_derivatives(Source.from_json(job.source))) is not None:
+            note(f"its licence ({one_line(licence)}) forbids derivatives: publish only if its owner agrees")
         if args.wait and not served:
             note("no worker is running: starting Redis and a worker for this command")
             with processes(settings):

@@ -28,6 +28,7 @@ from service.papers import no_fit, write_papers
 from service.publish import is_folder, publish
 from service.settings import Settings
 from service.source import Source, resolve
+from service.tokens import Vault
 from tricks import BadInput, Cancelled, Conversion, Plan, TricksmithError
 from workers.marks import Marks, remove
 from workers.process import ChildProcess, DiskFull
@@ -78,6 +79,7 @@ class Run:
         self._owner = owner
         self._store = store
         self._watch = watch
+        self._vault = Vault(store.url, settings)
         self._grace = settings.grace
         self._jobs = settings.concurrency
         self._folder = settings.work / job.id
@@ -115,6 +117,8 @@ class Run:
         if state is not State.FAILED or reason == FULL:
             remove(self._folder)  # a failed job keeps what it fetched, for its retry
         self._store.finish(self._job.id, self._owner, state, reason=reason, verdict=verdict, result=result)
+        self._vault.forget(self._job.id)
+        self._vault.close()
         log.info("job %s: %s%s", self._job.id, state.value, f": {reason}" if reason else "")
 
     def _stages(self) -> tuple[Evidence, str]:
@@ -136,7 +140,7 @@ class Run:
         if mark is not None and (promised is None or promised.folder is None):
             return Source.from_json(mark)
         # Access, and a folder's files, may have changed since the job was submitted; the commit may not.
-        source = resolve(promised.reference if promised else self._job.model)
+        source = resolve(promised.reference if promised else self._job.model, self._token())
         if promised is not None and promised.folder is not None and source.key != promised.key:
             raise BadInput(
                 f"the files in {source.folder} changed after the job was submitted; submit it again"
@@ -155,7 +159,7 @@ class Run:
         mark = self._marks.get(Stage.PLAN)
         if mark is None:
             headers = self._folder / "checkpoint.json"
-            headers.write_text(json.dumps(checkpoint_to_json(read_headers(source))))
+            headers.write_text(json.dumps(checkpoint_to_json(read_headers(source, self._token()))))
             mark = self._ask("plan", checkpoint=str(headers), tricks=self._job.tricks)
             self._marks.put(Stage.PLAN, mark)
         plan = Plan.from_json(mark)
@@ -172,7 +176,7 @@ class Run:
             and (Path(mark["folder"]) / file.name).stat().st_size == file.size
             for file in source.files
         ):
-            folder = fetch(source, self._folder / "source", report=self._report)
+            folder = fetch(source, self._folder / "source", self._token(), report=self._report)
             mark = {"folder": str(folder)}
             self._marks.put(Stage.FETCH, mark)
         return Path(mark["folder"])
@@ -224,10 +228,15 @@ class Run:
             source=source,
             private=self._job.private,
             pr=self._job.pr,
+            token=self._token(),
             report=self._report,
         )
         self._marks.put(Stage.PUBLISH, {"result": result})
         return result
+
+    def _token(self) -> str | None:
+        """The job's user's token, opened at each use; None: the operator's."""
+        return self._vault.token(self._job)
 
     # -- what stages share -------------------------------------------------------------------------
 
