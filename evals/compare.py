@@ -115,7 +115,7 @@ def compare(
     recipe = change(recipe, {"text": text, "tasks": list(tasks) or None, "tokens": tokens})
     limits = check_budget(lossless, budget)
     config = read_config(source)
-    own_code = runs_own_code(converted, read_config(converted))
+    own_code = runs_own_code(converted, read_config(converted), config)
     storage = storage_dtype(source)
     storage_dtype(converted)  # unreadable weights are found before the source is run
     suite = harness.load_tasks(recipe)
@@ -242,10 +242,12 @@ def _run_converted(run: _Comparison, reference: Reference, reasons: list[str]) -
         pieces = reference.pieces if run.lossless else reference.sample
         run.in_wide, run.losses = run_pieces(found, pieces, meter, "source", in_wide, run.hidden)
         led = decode(found, reference)
-    run.generation = compare_continuations(reference.continuations, led, len(reference.prompts[0].inputs))
-    steps = LogitComparison("source", f"{in_wide}, cached")
-    steps.add(reference.continuations.logits.flatten(0, 1), led.logits.flatten(0, 1))
-    run.decoded = steps.result()
+    if led is not None and reference.continuations is not None:
+        wrote = reference.continuations
+        run.generation = compare_continuations(wrote, led, len(reference.prompts[0].inputs))
+        steps = LogitComparison("source", f"{in_wide}, cached")
+        steps.add(wrote.logits.flatten(0, 1), led.logits.flatten(0, 1))
+        run.decoded = steps.result()
     with loaded(run.converted, run.kind, run.stored, run.own_code) as found:
         pieces = reference.sample if run.lossless else reference.pieces
         run.in_storage, losses = run_pieces(found, pieces, meter, "source", in_storage)
@@ -260,16 +262,16 @@ def _floor(run: _Comparison) -> Floor:
 def _checks(run: _Comparison) -> list[Check]:
     assert run.in_wide is not None
     assert run.in_storage is not None
-    assert run.decoded is not None
-    assert run.generation is not None
     floor, wide = _floor(run), run.in_wide.result()
     checks = wide_checks(floor, wide)
     if run.rounded is not None and not floor.noisy:
         checks.append(rounding_check(run.rounded.result(), wide))
     stored = f"in {dtype_name(run.stored.dtype)}"
     checks += loose_checks(floor, run.in_storage.result(), stored)
-    checks += loose_checks(floor, run.decoded, "of cached decoding")
-    return checks + generation_checks(run.generation, floor)
+    if run.decoded is not None and run.generation is not None:
+        checks += loose_checks(floor, run.decoded, "of cached decoding")
+        checks += generation_checks(run.generation, floor)
+    return checks
 
 
 def _worth_another_look(run: _Comparison) -> bool:

@@ -82,13 +82,14 @@ def continue_greedily(
         max_new_tokens=new,
         min_new_tokens=new,
         pad_token_id=0,
+        decoder_start_token_id=int(prompts[0].inputs[0]),
         use_cache=True,
         output_logits=True,
         return_dict_in_generate=True,
     )
     model.generation_config = plain
     inputs = model_inputs(found, prompts)
-    begin = inputs["input_ids" if found.kind is Kind.CAUSAL else "decoder_input_ids"].shape[1]
+    begin = inputs["input_ids" if found.kind.decoder_only else "decoder_input_ids"].shape[1]
     if found.kind is not Kind.SPEECH:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     processors = LogitsProcessorList([] if led is None else [_Led(led, begin)])

@@ -137,8 +137,10 @@ def run_tasks(
     Raises:
         BadInput: a task fails while it runs, or the source has no tokenizer to ask it with.
     """
-    if kind is Kind.SPEECH:
-        raise BadInput("lm-eval tasks ask in text, and this is a speech model; leave the tasks out")
+    if not kind.decoder_only and kind is not Kind.SEQ2SEQ:
+        raise BadInput(
+            "lm-eval tasks ask in text and want text, which this model does not; leave the tasks out"
+        )
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
         raise BadInput(f"{source} has no tokenizer that loads, so no task can be asked; leave the tasks out")
@@ -228,8 +230,15 @@ def _evaluate(
 
     task = suite.tasks[name]
     total = min(len(task.eval_docs), recipe.limit or len(task.eval_docs))
-    backend = "causal" if found.kind is Kind.CAUSAL else "seq2seq"
-    lm: Any = Counted(pretrained=found.model, tokenizer=tokenizer, batch_size=batch, backend=backend)
+    backend = "seq2seq" if found.kind is Kind.SEQ2SEQ else "causal"
+    lm: Any = Counted(
+        pretrained=found.model,
+        tokenizer=tokenizer,
+        batch_size=batch,
+        backend=backend,
+        # Log-likelihoods summed in bfloat16 come in steps of half a nat; that noise is not the models'.
+        softmax_dtype="float32",
+    )
     lm._device = found.device  # of a model spread over memory and disk, the first layer's
     done = lm_eval.simple_evaluate(
         model=lm,

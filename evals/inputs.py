@@ -16,6 +16,7 @@ from evals.windows import Window, chunks, pairs, scored_tokens, windows
 from tricks import BadInput
 
 SHORTEST_CONTEXT = 4
+BIDIRECTIONAL_WINDOW = 128  # of what has to be run whole, as every position sees all others
 RANDOM_NOTE = "the source has no tokenizer that loads: run on random token ids, without a perplexity"
 SOUND_NOTE = "the sound is made by rule (gliding tones), so the figures compare the models and rate neither"
 
@@ -68,7 +69,7 @@ def prepare(folder: Path, found: Loaded, recipe: Recipe) -> Inputs:
         )
     if found.kind is Kind.SPEECH:
         notes = (*notes, SOUND_NOTE)
-    scored = None if text is None else _spelled(tokenizer, text, tokens, cut)
+    scored = None if text is None or not found.kind.generative else _spelled(tokenizer, text, tokens, cut)
     return Inputs(tokens, cut, scored, vocabulary, context, notes)
 
 
@@ -88,7 +89,10 @@ def _tokens(
 
 
 def _cut(folder: Path, found: Loaded, tokens: Tokens, recipe: Recipe, length: int) -> list[Window]:
-    if found.kind is Kind.CAUSAL:
+    if not found.kind.generative:
+        length = min(length, BIDIRECTIONAL_WINDOW)
+        return [Window(row, row) for row in tokens.ids.split(length) if len(row) > 1]
+    if found.kind.decoder_only:
         if recipe.cut == "chunks":
             return list(chunks(tokens.ids, length))
         if recipe.cut == "rolling":

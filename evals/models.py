@@ -14,36 +14,35 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSpeechSeq2Seq,
-    PreTrainedModel,
-)
-from transformers.models.auto import modeling_auto
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from evals.memory import MemoryLimit, placement
 from tricks import BadInput
+from tricks.families import auto_class, classes
 
 
 class Kind(StrEnum):
-    """What a model reads: tokens, tokens through an encoder, or sound through one."""
+    """What a model reads and says; the value names transformers' auto class for it."""
 
-    CAUSAL = "causal"
-    SEQ2SEQ = "encoder-decoder"
-    SPEECH = "speech"
+    CAUSAL = "AutoModelForCausalLM"
+    IMAGE_TEXT = "AutoModelForImageTextToText"  # read with text alone
+    SEQ2SEQ = "AutoModelForSeq2SeqLM"
+    SPEECH = "AutoModelForSpeechSeq2Seq"
+    MASKED = "AutoModelForMaskedLM"
+    SEQUENCE_CLASSES = "AutoModelForSequenceClassification"
+    TOKEN_CLASSES = "AutoModelForTokenClassification"
+    FEATURES = "AutoModel"
 
+    @property
+    def decoder_only(self) -> bool:
+        """Whether one row of tokens goes in and the next token comes out."""
+        return self in (Kind.CAUSAL, Kind.IMAGE_TEXT)
 
-_AUTO: dict[Kind, Any] = {
-    Kind.CAUSAL: AutoModelForCausalLM,
-    Kind.SEQ2SEQ: AutoModelForSeq2SeqLM,
-    Kind.SPEECH: AutoModelForSpeechSeq2Seq,
-}
-_NAMES = {
-    Kind.SPEECH: modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
-    Kind.SEQ2SEQ: modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-}
+    @property
+    def generative(self) -> bool:
+        """Whether the model says one token after the other."""
+        return self.decoder_only or self in (Kind.SEQ2SEQ, Kind.SPEECH)
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,12 @@ class Loaded:
 
 
 def kind_of(config: dict[str, Any]) -> Kind:
-    """What the config's architecture reads."""
-    written = set(config.get("architectures") or [])
-    for kind, names in _NAMES.items():
-        entry = names.get(str(config.get("model_type")), ())
-        classes = {entry} if isinstance(entry, str) else set(entry)
-        if classes & written or (classes and not written and config.get("is_encoder_decoder")):
-            return kind
+    """What the config's architecture is; a causal LM where transformers does not know it."""
+    for name in config.get("architectures") or list(classes(str(config.get("model_type")))):
+        try:
+            return Kind(auto_class(str(name)))
+        except StopIteration:
+            continue
     return Kind.CAUSAL
 
 
@@ -94,7 +92,7 @@ def loaded(folder: Path, kind: Kind, place: Place, own_code: bool = False) -> It
         layout = placement(folder, place.dtype, place.device, place.memory, offload)
         try:
             with quiet():
-                both: Any = _AUTO[kind].from_pretrained(
+                both: Any = getattr(transformers, kind.value).from_pretrained(
                     str(folder),
                     dtype=place.dtype,
                     trust_remote_code=own_code,
@@ -107,7 +105,7 @@ def loaded(folder: Path, kind: Kind, place: Place, own_code: bool = False) -> It
             # Whatever transformers or the model's own code raise, what the user can do is give another
             # folder.
             raise BadInput(
-                f"{folder} does not load as a {_WORDS[kind]} in transformers {transformers.__version__}: "
+                f"{folder} does not load with {kind.value} of transformers {transformers.__version__}: "
                 f"{first_line(error)}"
             ) from error
         model = both[0]
@@ -125,13 +123,6 @@ def loaded(folder: Path, kind: Kind, place: Place, own_code: bool = False) -> It
             gc.collect()
             if place.device.startswith("cuda"):
                 torch.cuda.empty_cache()
-
-
-_WORDS = {
-    Kind.CAUSAL: "causal LM",
-    Kind.SEQ2SEQ: "encoder-decoder",
-    Kind.SPEECH: "speech model",
-}
 
 
 def _entry(model: PreTrainedModel, device: str) -> torch.device:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import tricks
-from tricks import BadInput
+from tricks import BadInput, Plan
+from tricks.ship import SHIPPED, shipped_code
 
 
-@cache
-def shipped() -> frozenset[str]:
-    """The SHA-256 of every Python file that comes with the `tricks` package."""
-    package = Path(tricks.__file__).parent
-    return frozenset(_digest(file) for file in package.rglob("*.py"))
-
-
-def runs_own_code(folder: Path, config: Mapping[str, Any]) -> bool:
+def runs_own_code(folder: Path, config: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
     """Whether the folder's model needs modelling files of its own, all of them Tricksmith's.
 
-    Names prove nothing, and neither does the folder's own manifest: the bytes are compared.
+    Names prove nothing, and neither does the folder's own manifest: the code is written again from the
+    source's configuration and compared.
+
+    Args:
+        config: the converted folder's `config.json`.
+        source: the source's.
 
     Raises:
         BadInput: the model asks for code that Tricksmith did not write.
@@ -30,26 +27,44 @@ def runs_own_code(folder: Path, config: Mapping[str, Any]) -> bool:
     named = config.get("auto_map")
     if not named:
         return False
-    if not isinstance(named, dict):
-        raise BadInput(f"{folder / 'config.json'} has an auto_map that is no object; convert the model again")
-    known = shipped()
-    for entry in named.values():
-        for target in entry if isinstance(entry, list) else [entry]:
-            if target is None:
-                continue
-            file = folder / f"{str(target).split('.', 1)[0]}.py"
-            if "--" in str(target) or not file.is_file():
-                raise BadInput(
-                    f"{folder} asks for code that is not in it ({target}); it is never fetched or run"
-                )
-    foreign = [file.name for file in sorted(folder.glob("*.py")) if _digest(file) not in known]
-    if foreign:
+    targets = _targets(named)
+    found = {file.name: file.read_bytes() for file in folder.glob("*.py")}
+    away = [target for target in targets if "--" in target or f"{target.split('.')[0]}.py" not in found]
+    if away or not targets:
+        what = away[0] if away else "an auto_map of another form"
+        raise BadInput(f"{folder} asks for code that is not in it ({what}); it is never fetched or run")
+    nearest = min(
+        (sorted(name for name in found if found[name] != ours.get(name)) for ours in _ours(config, source)),
+        key=len,
+        default=sorted(found),
+    )
+    if nearest:
         raise BadInput(
-            f"{folder} brings code that this version of Tricksmith did not write ({foreign[0]}), "
-            "which is never run; convert the model again"
+            f"{folder} brings code that this version of Tricksmith does not ship for its source "
+            f"({nearest[0]}), so it is not run; convert the model again"
         )
     return True
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _targets(named: Any) -> list[str]:
+    if not isinstance(named, dict):
+        return []
+    entries = [entry for value in named.values() for entry in (value if isinstance(value, list) else [value])]
+    return [str(entry) for entry in entries if entry is not None]
+
+
+def _ours(config: Mapping[str, Any], source: Mapping[str, Any]) -> Iterator[dict[str, bytes]]:
+    """Every set of files that `tricks` may have written for this source and these parts."""
+    marks = config.get("tricksmith")
+    parts = [name for name in (marks or ()) if (SHIPPED / f"modeling_{name}.py").is_file()]
+    architectures = source.get("architectures") or []
+    if not architectures or not parts or "model_type" not in source:
+        return
+    for order in permutations(parts):
+        for stock_loads in (True, False):
+            plan = Plan("", str(architectures[0]), (), (), parts=order, stock_loads=stock_loads)
+            try:
+                files = shipped_code(plan, source)
+            except (AttributeError, KeyError):
+                return  # no architecture of this transformers
+            yield {name: text.encode("utf-8") for name, text in files.items()}

@@ -65,7 +65,7 @@ def window_logits(
         while True:
             try:
                 output = _forward(found, cut[at : at + rows], want)
-                logits = output.logits.cpu()
+                logits = _answers(output).cpu()
                 break
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
@@ -100,13 +100,24 @@ def _shape(window: Window) -> tuple[int, ...]:
 @torch.inference_mode()
 def _forward(found: Loaded, rows: Sequence[Window], hidden: bool) -> Any:
     arguments: dict[str, Any] = {"output_hidden_states": True} if hidden else {}
-    return found.model(**model_inputs(found, rows), use_cache=False, return_dict=True, **arguments)
+    if found.kind.generative:
+        arguments["use_cache"] = False
+    return found.model(**model_inputs(found, rows), return_dict=True, **arguments)
+
+
+def _answers(output: Any) -> torch.Tensor:
+    """What the model says at every position, `(rows, positions, values)`; a class of a whole row is one."""
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        logits = output.last_hidden_state
+    assert isinstance(logits, torch.Tensor)
+    return logits[:, None] if logits.ndim == 2 else logits
 
 
 def model_inputs(found: Loaded, rows: Sequence[Window]) -> dict[str, torch.Tensor]:
     """The rows as one batch, under the names that the model's kind reads."""
     ids = torch.stack([row.inputs for row in rows]).to(found.device)
-    if found.kind is Kind.CAUSAL:
+    if found.kind.decoder_only or not found.kind.generative:
         return {"input_ids": ids}
     read = torch.stack([row.encoder for row in rows if row.encoder is not None]).to(found.device)
     if found.kind is Kind.SEQ2SEQ:

@@ -56,7 +56,7 @@ class Recipe:
             raise BadInput(f"fewshot is {self.fewshot}; it must be at least 0")
 
 
-OWN_TASKS = ("tricksmith_cloze", "tricksmith_copy", "tricksmith_retrieval", "tricksmith_arithmetic")
+OWN_TASKS = ("tricksmith_order", "tricksmith_copy", "tricksmith_retrieval", "tricksmith_arithmetic")
 RECIPES = {
     "quick": Recipe(),
     "standard": Recipe("standard", tokens=16384, window=1024, tasks=(*OWN_TASKS, "tricksmith_text")),

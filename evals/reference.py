@@ -53,7 +53,7 @@ class Reference:
     losses: torch.Tensor
     sample: list[Piece]
     prompts: list[Window]
-    continuations: Continuations
+    continuations: Continuations | None
     hidden: list[torch.Tensor]
     rounded: LogitComparison | None
     meter: Meter
@@ -77,14 +77,14 @@ def run_source(
                 f"{folder} lacks weights that its model needs ({few(found.missing)}); fetch it again"
             )
         inputs = prepare(folder, found, recipe)
-        sample_rows = _sample(inputs.windows)
-        prompts, new = _prompts(inputs, found.kind)
+        sample_rows = _sample(inputs.windows, whole=not kind.generative)
+        prompts, new = _prompts(inputs, kind) if kind.generative else ([], 0)
         meter = Meter(report, _cost(inputs, sample_rows, prompts, new), recipe.batch)
         report("tokens", 0, meter.total)
         hidden: list[torch.Tensor] = []
         pieces, sample, losses = _run_windows(found, inputs, sample_rows, place, meter, hidden)
         _check_finite(folder, place, [*pieces, *sample], losses)
-        written = continue_greedily(found, prompts, new)
+        written = continue_greedily(found, prompts, new) if prompts else None
         meter.add(_decoded(prompts, new))
         rounded = None
         if exact and not found.offloaded:
@@ -129,8 +129,13 @@ def run_pieces(
             if piece.logits.shape != scored.shape:
                 raise OtherVocabulary(scored.shape[-1], piece.logits.shape[-1])
             comparison.add(piece.logits, scored)
-        losses.append(token_losses(scored, piece.window.targets))
+        losses.append(_losses(found.kind, scored, piece.window))
     return comparison, torch.cat(losses)
+
+
+def _losses(kind: Kind, scored: torch.Tensor, window: Window) -> torch.Tensor:
+    """What the model that says the next token pays for the ones that came; zeros for any other."""
+    return token_losses(scored, window.targets) if kind.generative else torch.zeros(len(scored))
 
 
 class OtherVocabulary(Exception):
@@ -140,8 +145,10 @@ class OtherVocabulary(Exception):
         super().__init__(f"the converted model predicts over {found} tokens, the source over {expected}")
 
 
-def decode(found: Loaded, reference: Reference) -> Continuations:
-    """Lead a model over what the source wrote, through its own cache."""
+def decode(found: Loaded, reference: Reference) -> Continuations | None:
+    """Lead a model over what the source wrote, through its own cache; None where it writes nothing."""
+    if reference.continuations is None:
+        return None
     wrote = reference.continuations.tokens
     led = continue_greedily(found, reference.prompts, wrote.shape[1], wrote)
     reference.meter.add(_decoded(reference.prompts, wrote.shape[1]))
@@ -156,15 +163,18 @@ def few(names: Sequence[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def _sample(cut: list[Window]) -> dict[int, int]:
-    """Window -> how many of its first inputs the noise runs read: few long rows, evenly spaced."""
+def _sample(cut: list[Window], whole: bool) -> dict[int, int]:
+    """Window -> how many of its first inputs the noise runs read: few long rows, evenly spaced.
+
+    `whole` windows only, where a later token changes what is said at an earlier one.
+    """
     fed = sum(len(window.inputs) for window in cut)
     each = max(LEAST_FLOOR, int(EXTRA * (1 - DECODE_SHARE) * fed / FLOOR_RUNS))
     length = max(len(window.inputs) for window in cut)
-    whole = [i for i, window in enumerate(cut) if len(window.inputs) == length]
-    stop = min(length, max(LEAST_FLOOR, each // 2))
-    rows = max(1, min(len(whole), each // stop))
-    return {whole[len(whole) * row // rows]: stop for row in range(rows)}
+    longest = [i for i, window in enumerate(cut) if len(window.inputs) == length]
+    stop = length if whole else min(length, max(LEAST_FLOOR, each // 2))
+    rows = max(1, min(len(longest), each // stop))
+    return {longest[len(longest) * row // rows]: stop for row in range(rows)}
 
 
 def _prompts(inputs: Inputs, kind: Kind) -> tuple[list[Window], int]:
@@ -205,7 +215,7 @@ def _run_windows(
         scored = logits[-len(window.targets) :]
         # A copy: a slice would hold on to its whole batch.
         pieces.append(Piece(window, scored.clone() if i in keep else None))
-        losses.append(token_losses(scored, window.targets))
+        losses.append(_losses(found.kind, scored, window))
         if i in rows:
             stop = rows[i]
             # Any `stop` ids do for targets: of these runs only the logits are used.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,10 +18,11 @@ class Metric:
     """One figure of a task on both models.
 
     `source` and `converted` are the scores as lm-eval aggregates them. The rest is paired over the documents,
-    and None where the metric is none per document: `difference` (converted minus source) of the means with
-    its 95 % interval; `gained` and `lost`, documents that turned right and wrong, with the exact McNemar p
-    value, for figures that are 0 or 1; `equivalence`, the TOST p value against ±`margin`; `detectable`, the
-    true difference that this many documents would have shown four times in five.
+    and None where the metric is none per document: `difference` (converted minus source) of the means, or for
+    perplexities of the mean loss in nats per word or byte, with its 95 % interval; `gained` and `lost`,
+    documents that turned right and wrong, with the exact McNemar p value, for figures that are 0 or 1;
+    `equivalence`, the TOST p value against ±`margin`; `detectable`, the true difference that this many
+    documents would have shown four times in five.
     """
 
     name: str
@@ -129,6 +131,8 @@ def _metric(
     margin: float,
 ) -> Metric:
     a, b = source.get(name), converted.get(name)
+    if a and b and all(map(_weighted, a)) and all(map(_weighted, b)):
+        return _perplexity(name, before, after, a, b, margin)
     if not a or not b or not _numbers(a) or not _numbers(b):
         return Metric(name, before, after)
     if set(a) | set(b) <= {0, 1}:
@@ -159,6 +163,37 @@ def _metric(
         equivalence,
         estimate.detectable,
     )
+
+
+def _perplexity(name: str, before: float, after: float, a: list[Any], b: list[Any], margin: float) -> Metric:
+    """From log-likelihoods with the number of words or bytes they are of: the difference in nats of each.
+
+    The mean over all words is a ratio of two sums over documents; its error is the linearised one.
+    """
+    losses = np.array([x[0] - y[0] for x, y in zip(a, b, strict=True)], dtype=np.float64)
+    sizes = np.array([x[1] for x in a], dtype=np.float64)
+    mean = float(losses.sum() / sizes.sum())
+    residuals = (losses - mean * sizes) * len(sizes) / sizes.sum()
+    spread = paired_mean(residuals)
+    estimate = dataclasses.replace(spread, mean=mean, low=mean + spread.low, high=mean + spread.high)
+    chance = _t_test(mean, estimate.error, estimate.freedom) if len(a) > 1 else None
+    equivalence = tost(estimate, margin) if len(a) > 1 else math.nan
+    return Metric(
+        name,
+        before,
+        after,
+        mean,
+        estimate.low,
+        estimate.high,
+        chance=chance,
+        margin=margin,
+        equivalence=equivalence,
+        detectable=estimate.detectable,
+    )
+
+
+def _weighted(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and _numbers(value)
 
 
 def _t_test(mean: float, error: float, freedom: float) -> float:
