@@ -63,7 +63,7 @@ def tricksmith(
         (("frobnicate",), "invalid choice"),
         (("plan",), "MODEL"),
         (("convert", "a", "b"), "--trick"),
-        (("submit", "a", "--trick", "flashnorm"), "--to"),
+        (("submit", "a", "--to", "b"), "--trick"),
         (("serve", "--port", "99999"), "not a port"),
         (("serve", "--port", "http"), "not a port"),
         (("jobs", "--limit", "0"), "above 0"),
@@ -108,7 +108,7 @@ def test_plan_in_words(tricksmith: Tricksmith, model: Path) -> None:
     planned = tricksmith("plan", str(model))
     assert planned.code == 0, planned.err
     assert "LlamaForCausalLM" in planned.out
-    assert "model.layers.[0-5].input_layernorm (x6)" in planned.out
+    assert "model.layers.[0-5].post_attention_layernorm (x6)" in planned.out
 
 
 def test_plan_convert_verify(tricksmith: Tricksmith, tmp_path: Path, small_model: Path) -> None:
