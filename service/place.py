@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo
 
+from service.eval_results import FOLDER
 from service.hub import TIMEOUT_S, HubMissing, ask
 from service.manifest import MANIFEST, digest, parse_manifest
 from tricks import BadInput
@@ -20,6 +21,14 @@ class Place:
 
     info: ModelInfo | None = None
     manifest: dict[str, Any] | None = None
+
+    @property
+    def files(self) -> set[str]:
+        """What of the repo is of our making: what the manifest names, and scores on benchmarks."""
+        if self.info is None or self.manifest is None:
+            return set()
+        there = {sibling.rfilename for sibling in self.info.siblings or []}
+        return {name for name in there if name in self.manifest["files"] or name.startswith(f"{FOLDER}/")}
 
     @property
     def mark(self) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.eval_results import write_eval_results
 from service.hub import hub, is_hub_id
 from service.manifest import MANIFEST, check_files, read_manifest
 from service.papers import CARD, EVIDENCE, write_papers
@@ -81,8 +82,9 @@ def publish(
 ) -> str:
     """Publish the converted `folder` (weights, card, manifest, evidence); returns the address or the folder.
 
-    Only files that the manifest names, the card, the manifest and the evidence leave the folder. `report`
-    counts bytes and may raise `Cancelled`: then nothing of the destination was changed for others to see.
+    Only files that the manifest names, the card, the manifest, the evidence and its scores on benchmarks of
+    the Hub leave the folder. `report` counts bytes and may raise `Cancelled`: then nothing of the destination
+    was changed for others to see.
 
     Raises:
         NotPublishable: the evidence is absent or its verdict is `different`, or the card says unverified.
@@ -100,7 +102,8 @@ def publish(
     check_files(folder, manifest)
     # What is published beside the card is the evidence that let it through, and no other.
     write_papers(folder, card=card, evidence=evidence.to_json())
-    names = sorted({*manifest["files"], CARD, MANIFEST, EVIDENCE})
+    scores = write_eval_results(folder, evidence)
+    names = sorted({*manifest["files"], *scores, CARD, MANIFEST, EVIDENCE})
     if is_folder(to):
         return publish_to_folder(folder, Path(to).expanduser().absolute(), names, manifest, report or silent)
     return publish_to_hub(folder, to, names, manifest, source, private, pr, token, report or silent)

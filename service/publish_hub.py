@@ -109,7 +109,7 @@ class _Publication:
             return self.address
         fresh = place.manifest is None
         info = self._new_repo() if place.info is None else place.info
-        stale = sorted(set((place.manifest or {}).get("files", {})) - set(self.digests))
+        stale = sorted(place.files - set(self.digests))
         if not fresh and info.private is False and (branch := self._branch(info)) is not None:
             self._read_back(self._send_and_commit(branch, None, stale))
         made = self._send_and_commit(MAIN, info.sha, stale)

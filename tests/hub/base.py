@@ -68,8 +68,8 @@ class BaseHandler(BaseHTTPRequestHandler):
                 raise Answer(401, "Invalid credentials in Authorization header")
             self._answer(parts.path)
         except Answer as answer:
-            headers = {"X-Error-Message": answer.message}
-            if answer.code:
+            headers = {"X-Error-Message": answer.message} if self.world.error_codes else {}
+            if answer.code and self.world.error_codes:
                 headers["X-Error-Code"] = answer.code
             self.send(answer.status, json.dumps({"error": answer.message}).encode(), headers)
 
