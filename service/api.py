@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +24,8 @@ from service.events import Event
 from service.fetch import check_space, fetch
 from service.headers import read_headers
 from service.inspection import Inspection, inspect
-from service.jobs import Job, JobStore, request_key
+from service.jobs import Job, JobStore, new_id, no_job, request_key
+from service.lanes import Queue, lane
 from service.manifest import build_manifest, file_digests, read_manifest
 from service.naming import converted_name
 from service.papers import no_fit, write_papers
@@ -31,6 +33,7 @@ from service.preflight import Preflight, preflight
 from service.publish import check_destination, check_visibility
 from service.queue import make_app, send, send_look
 from service.redis_server import running_redis
+from service.registry import About, Registry
 from service.reproduction import Reproduction, reproduce
 from service.rights import namespaces
 from service.settings import Settings
@@ -46,6 +49,8 @@ if TYPE_CHECKING:  # evals brings torch, which a list of jobs does not need
 
     from evals import Evidence
 
+log = logging.getLogger(__name__)
+
 
 class Service:
     """The whole service as seen from a face; a context manager, safe to share between threads."""
@@ -57,6 +62,7 @@ class Service:
         self._connected: tuple[JobStore, Celery] | None = None
         self._watch_store: WatchStore
         self._vault: Vault
+        self._workers: Registry | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -182,14 +188,22 @@ class Service:
         pr: bool = False,
         private: bool = False,
         grant: Grant | None = None,
+        user: str | None = None,
+        schedule: bool = False,
     ) -> Job:
         """Queue a conversion, or find the job that does the same already.
 
-        Without `to` it goes to a new repo of the token's user, named after its source. With a `grant`, a
-        visitor's sign-in, it is this token that the job uses, and no other.
+        Without `to` it goes to a new repo of the token's user, named after its source.
+
+        Args:
+            grant: a visitor's sign-in: it is this token that the job uses, and no other.
+            user: who asks, where no `grant` says so; jobs of different users take turns, and limits count
+                for each. None for whoever runs this installation.
+            schedule: nobody waits for it: it comes after what people ask for.
 
         Raises:
-            BadInput: model, trick, option, destination or sign-in cannot be used as asked.
+            BadInput: model, trick, option, destination or sign-in cannot be used as asked, or a limit is
+                reached.
         """
         recipe = _recipe(tricks)
         names = [str(trick) for trick in recipe]
@@ -198,12 +212,18 @@ class Service:
             check_grant(grant, pr=pr)
             token = grant.token
         if to is None or grant is not None:
-            user, _ = namespaces(token)
-            to = f"{user}/{converted_name(model, names)}" if to is None else to
+            name, _ = namespaces(token)
+            to = f"{name}/{converted_name(model, names)}" if to is None else to
+            user = name if grant is not None else user
         to = check_destination(to, token, pr)
         source = resolve(model, token)
         check_visibility(source, to, private)
+        self.settings.limits.check_model(source.model, source.size_bytes)
         store, app = self._connect()
+        job_id = new_id()
+        if grant is not None:
+            self._vault.keep(job_id, grant)  # before the job: a worker may take it at once
+        mine = user if private or source.private else None  # nobody else is told that there is such a job
         job, new = store.create(
             model=model if source.folder is None else source.folder,
             tricks=names,
@@ -211,62 +231,90 @@ class Service:
             pr=pr,
             private=private,
             source=source.to_json(),
-            key=request_key(source.key, names, to, pr=pr, private=private),
-            user=None if grant is None else user,
+            key=request_key(source.key, names, to, pr=pr, private=private, user=mine),
+            user=_user(user),
+            operator_token=grant is None,
+            lane=self._lane(source, schedule),
+            limits=self.settings.limits,
+            job_id=job_id,
         )
         if new:
-            if grant is not None:
-                self._vault.keep(job.id, grant)
-            send(app, store, job)
+            _call_workers(app, job)
+        elif grant is not None:
+            self._vault.forget(job_id)
         return job
 
-    def job(self, job_id: str) -> Job:
+    def _lane(self, source: Source, schedule: bool) -> str:
+        size, settings = source.size_bytes, self.settings
+        on_gpu = size >= settings.gpu_from and self._registry.has(Queue.GPU)
+        return lane(Queue.GPU if on_gpu else Queue.CPU, schedule=schedule, large=size >= settings.large_from)
+
+    def job(self, job_id: str, *, viewer: str | None = None) -> Job:
         """The job.
+
+        Here and below, `viewer` is the user who asks. Others' private jobs do not exist for them, and they
+        change their own jobs alone. None is whoever runs this installation, who may do anything.
 
         Raises:
             BadInput: there is no such job; so do all that take an id.
         """
-        return self._store.get(job_id)
+        job = self._store.get(job_id)
+        if not _may_see(job, viewer):
+            raise no_job(job_id)
+        return job
 
-    def jobs(self, limit: int = 50) -> list[Job]:
+    def jobs(self, limit: int = 50, *, viewer: str | None = None) -> list[Job]:
         """The newest jobs, newest first."""
-        return self._store.latest(limit)
+        return [job for job in self._store.latest(limit) if _may_see(job, viewer)]
 
-    def events(self, job_id: str, after: str = "0", block_ms: int = 0) -> list[Event]:
+    def events(
+        self, job_id: str, after: str = "0", block_ms: int = 0, *, viewer: str | None = None
+    ) -> list[Event]:
         """What the job told after the event id `after`; waits up to `block_ms` where that is nothing yet."""
-        store = self._store
-        store.get(job_id)
-        return store.events(job_id, after, block_ms)
+        self.job(job_id, viewer=viewer)
+        return self._store.events(job_id, after, block_ms)
 
-    def cancel(self, job_id: str) -> Job:
+    def place(self, job_id: str, *, viewer: str | None = None) -> tuple[int, int]:
+        """How many jobs will at most be begun before this queued one, and how many are queued in all."""
+        job = self.job(job_id, viewer=viewer)
+        return self._store.ahead(job), self._store.waiting()
+
+    def cancel(self, job_id: str, *, viewer: str | None = None) -> Job:
         """Cancel a queued job, or ask a running one to stop."""
+        self._check_owner(job_id, viewer)
         job = self._store.cancel(job_id)
         if job.state.final:
             self._vault.forget(job_id)
         return job
 
-    def retry(self, job_id: str) -> Job:
+    def retry(self, job_id: str, *, viewer: str | None = None) -> Job:
         """Queue a failed or cancelled job again; a failed one goes on at the stage it was in."""
+        self._check_owner(job_id, viewer)
         store, app = self._connect()
         job = store.retry(job_id)
-        send(app, store, job)
+        _call_workers(app, job)
         return job
 
-    def card(self, job_id: str) -> str | None:
-        """The card that the job published, as Markdown."""
-        return self._paper(job_id, "card")
+    def card(self, job_id: str, *, viewer: str | None = None) -> str | None:
+        """The card that the job published, as Markdown; it is kept for a while only, as are the next two."""
+        return self._paper(job_id, "card", viewer)
 
-    def evidence(self, job_id: str) -> Evidence | None:
+    def evidence(self, job_id: str, *, viewer: str | None = None) -> Evidence | None:
         """What the job measured."""
         from evals import Evidence
 
-        text = self._paper(job_id, "evidence")
+        text = self._paper(job_id, "evidence", viewer)
         return None if text is None else Evidence.from_json(json.loads(text))
 
-    def job_plan(self, job_id: str) -> Plan | None:
+    def job_plan(self, job_id: str, *, viewer: str | None = None) -> Plan | None:
         """The plan that the job carries out."""
-        text = self._paper(job_id, "plan")
+        text = self._paper(job_id, "plan", viewer)
         return None if text is None else Plan.from_json(json.loads(text))
+
+    def workers(self) -> list[About]:
+        """The living workers."""
+        self._connect()
+        return self._registry.workers()
 
     # -- watches -----------------------------------------------------------------------------------
 
@@ -294,28 +342,64 @@ class Service:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _paper(self, job_id: str, name: str) -> str | None:
-        store = self._store
-        store.get(job_id)
-        return store.paper(job_id, name)
+    def _paper(self, job_id: str, name: str, viewer: str | None) -> str | None:
+        self.job(job_id, viewer=viewer)
+        return self._store.paper(job_id, name)
+
+    def _check_owner(self, job_id: str, viewer: str | None) -> None:
+        if viewer not in (None, self.job(job_id, viewer=viewer).user):
+            raise BadInput(f"job {job_id} is somebody else's; only they can change it")
 
     @property
     def _store(self) -> JobStore:
         return self._connect()[0]
 
+    @property
+    def _registry(self) -> Registry:
+        self._connect()
+        assert self._workers is not None
+        return self._workers
+
     def _connect(self) -> tuple[JobStore, Celery]:
         with self._lock:
             if self._connected is None:
                 url = self._stack.enter_context(running_redis(self.settings))
-                store, app = JobStore(url), make_app(url)
+                store, app, self._workers = JobStore(url), make_app(url), Registry(url)
                 self._watch_store = WatchStore(url)
                 self._stack.callback(self._watch_store.close)
                 self._vault = Vault(url, self.settings)
                 self._stack.callback(self._vault.close)
                 self._stack.callback(store.close)
                 self._stack.callback(app.close)
+                self._stack.callback(self._workers.close)
                 self._connected = store, app
             return self._connected
+
+
+def _may_see(job: Job, viewer: str | None) -> bool:
+    private = job.private or bool((job.source or {}).get("private"))
+    return viewer is None or viewer == job.user or not private
+
+
+def _call_workers(app: Celery, job: Job) -> None:
+    """Send the message of a job that is queued already; where that fails, a worker finds the job itself."""
+    try:
+        send(app, job.id, job.lane.partition("/")[0])
+    except Exception as error:  # noqa: BLE001 (the job is accepted; saying no now would be untrue)
+        log.warning("job %s: no message could be sent (%s)", job.id, type(error).__name__)
+
+
+def _user(name: str | None) -> str | None:
+    """A user's name as it may stand in a key.
+
+    Raises:
+        BadInput: it may not.
+    """
+    if name is None:
+        return None
+    if not 0 < len(name) <= 96 or not all(char.isprintable() and char not in " :/" for char in name):
+        raise BadInput(f"{name[:96]!r} is no user name; it has 1 to 96 characters and no space, : or /")
+    return name
 
 
 def _recipe(texts: Sequence[str]) -> list[Trick]:

@@ -2,18 +2,23 @@
 
 Keys, all under `tricksmith:`
 
-    job:ID           hash    the record; `state` moves only along `MOVES`
-    job:ID:events    stream  what the job told (see events.py)
-    job:ID:lease     string  the worker that runs the job; gone when that worker went silent
-    job:ID:papers    hash    plan, evidence (JSON) and card (Markdown)
-    jobs             zset    all job ids by the time they were made
-    active:KEY       string  the job that is queued or running for this request
-    unsent           zset    queued jobs whose Celery message is not known to be sent, by time
-    running          set     running jobs, to find those whose lease ran out
+    job:ID               hash    the record; `state` moves only along `MOVES`
+    job:ID:events        stream  what the job told (see events.py)
+    job:ID:lease         string  the attempt that runs the job; gone when its worker went silent
+    job:ID:papers        hash    plan, evidence (JSON) and card (Markdown)
+    jobs                 zset    all job ids by the time they were made
+    finished, detailed   zset    finished jobs by the time of their end: all; those with their details
+    active:KEY           string  the job that is queued or running for this request
+    waiting              zset    queued jobs, by the time they were queued
+    line:LANE            zset    users with queued jobs in this lane, by their last turn (see lanes.py)
+    line:LANE:USER       zset    this user's queued jobs, oldest first
+    running, running:USER, running/LANE   sets of running jobs
+    bytes:DAY:USER       string  source bytes that the user submitted that day
+    metrics              hash    counts of what happened (see metrics.py)
 
-Every change of state is one Lua script, so that record, event, `active`, `unsent` and `running` agree at
-any moment. A worker names itself as `owner` when it begins a job; whoever is no longer the owner (paused
-past its lease, say) can change nothing more.
+Every change of state is one Lua script (job_scripts.py), so that all of these agree at any moment. An attempt
+names itself as `owner`, a word that is used once, when it takes a job; whoever is no longer the owner (paused
+past its lease, say) can change nothing more: the owner is the job's fencing token.
 """
 
 from __future__ import annotations
@@ -21,7 +26,6 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -31,11 +35,18 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from service import job_scripts as scripts
 from service.events import KEPT_EVENTS, Event
+from service.lanes import LANES, LARGE_LANES, lane
+from service.limits import Limits, Reached
 from tricks import BadInput, TricksmithError
 
-SCHEMA = 1
+SCHEMA = 2
 PREFIX = "tricksmith:"
+MOST_LOST = 5
+"""A job that took this many workers down with it is failed, not tried again."""
+SOCKET_TIMEOUT = 10.0  # seconds; a network that swallows packets must not hold a thread for ever
+LONGEST_BLOCK = 5000  # ms that one question for events may wait
 
 
 class State(StrEnum):
@@ -106,7 +117,18 @@ class Job:
     cancel: bool = False
     key: str = ""
     user: str | None = None
-    """Whose sign-in the job uses; None: the operator's token."""
+    """Who asked; None: whoever runs this installation."""
+    operator_token: bool = False
+    """Whether a user's job uses the operator's token, not one of the user's own."""
+    lane: str = lane()
+    size: int = 0
+    """Bytes of the source."""
+    cause: str | None = None
+    """Of a failed job: what kind of thing went wrong, one of few words; `reason` says it in full."""
+    lost: int = 0
+    """How many attempts ended with their worker's silence."""
+    worker: str | None = None
+    """Which worker had it last."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -127,100 +149,46 @@ class Job:
         return Job(**values)
 
 
-def request_key(identity: str, tricks: Sequence[str], to: str, *, pr: bool, private: bool) -> str:
+def new_id() -> str:
+    """An id for a job."""
+    return secrets.token_hex(6)
+
+
+def no_job(job_id: str) -> BadInput:
+    """What is said of a job that is not there, or that is not to be seen."""
+    return BadInput(f"there is no job {job_id!r}; `tricksmith jobs` lists them")
+
+
+def request_key(
+    identity: str, tricks: Sequence[str], to: str, *, pr: bool, private: bool, user: str | None = None
+) -> str:
     """What two requests share when they ask for the same: source at one commit, recipe, destination."""
-    text = json.dumps([identity, list(tricks), to, pr, private])
+    text = json.dumps([identity, list(tricks), to, pr, private, *([user] if user else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-# All values of the record are JSON, so a state is '"queued"' with its quotes.
-_CREATE = """
-local old = redis.call('GET', KEYS[1])
-if old then
-  local state = redis.call('HGET', ARGV[1] .. 'job:' .. old, 'state')
-  if state == '"queued"' or state == '"running"' then return old end
-end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('HSET', KEYS[2], unpack(ARGV, 5))
-redis.call('XADD', KEYS[3], '*', 'kind', 'state', 'state', 'queued')
-redis.call('ZADD', KEYS[4], ARGV[3], ARGV[2])
-redis.call('ZADD', KEYS[5], ARGV[3], ARGV[2])
-return ARGV[2]
-"""
-
-_MOVE = """
--- KEYS: job, events, active, unsent, running, lease
--- ARGV: id, owner or '', to, from states (comma around each), time, kept events, text,
---       lease in ms or '', refuse when leased ('1' or ''), n, then n fields to delete, then pairs to set
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then return 'missing' end
-state = string.sub(state, 2, -2)
-if not string.find(ARGV[4], ',' .. state .. ',', 1, true) then return state end
-if ARGV[9] == '1' and redis.call('EXISTS', KEYS[6]) == 1 then return state end
-local owner = redis.call('HGET', KEYS[1], 'owner')
-if ARGV[8] == '' and ARGV[2] ~= '' and owner ~= ARGV[2] then return state end
-local n = tonumber(ARGV[10])
-for i = 1, n do redis.call('HDEL', KEYS[1], ARGV[10 + i]) end
-redis.call('HSET', KEYS[1], 'state', '"' .. ARGV[3] .. '"', unpack(ARGV, 11 + n))
-if ARGV[3] == 'running' then
-  redis.call('HSET', KEYS[1], 'owner', ARGV[2])
-  redis.call('SET', KEYS[6], ARGV[2], 'PX', ARGV[8])
-  redis.call('HINCRBY', KEYS[1], 'attempts', 1)
-  redis.call('SADD', KEYS[5], ARGV[1])
-  redis.call('ZREM', KEYS[4], ARGV[1])
-else
-  redis.call('HDEL', KEYS[1], 'owner')
-  redis.call('DEL', KEYS[6])
-  redis.call('SREM', KEYS[5], ARGV[1])
-  if ARGV[3] == 'queued' then
-    redis.call('SET', KEYS[3], ARGV[1])
-    redis.call('ZADD', KEYS[4], ARGV[5], ARGV[1])
-  else
-    redis.call('ZREM', KEYS[4], ARGV[1])
-    if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
-  end
-end
-local entry = {'kind', 'state', 'state', ARGV[3]}
-if ARGV[7] ~= '' then entry[5] = 'text'; entry[6] = ARGV[7] end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[6], '*', unpack(entry))
-return 'ok'
-"""
-
-_TELL = """
--- KEYS: job, events; ARGV: owner, kept events, n, then n words of pairs to set, then the event's pairs
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 0 end
-local n = tonumber(ARGV[3])
-if n > 0 then redis.call('HSET', KEYS[1], unpack(ARGV, 4, 3 + n)) end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 4 + n))
-return 1
-"""
-
-_BEAT = """
--- KEYS: job, lease; ARGV: owner, lease in ms. Answer: -1 not the owner, 1 cancel asked for, 0 go on
-if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return -1 end
-redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-if redis.call('HGET', KEYS[1], 'cancel') == 'true' then return 1 end
-return 0
-"""
 
 
 class JobStore:
     """Reads and changes job records; safe to share between threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float = 15.0) -> None:
+        """Connect when first used; ask again for about `patience` seconds where Redis does not answer."""
         self.url = url
-        # A short loss of Redis (a restart, say) must not fail a job that runs for hours.
-        retry = Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=12)
+        retries = max(1, round(patience / 2) + 5)  # the first five take 1.5 s together, the others 2 s each
         self._redis: Any = redis.Redis.from_url(
             url,
             decode_responses=True,
-            retry=retry,
+            retry=Retry(ExponentialBackoff(cap=2.0, base=0.05), retries=retries),
             retry_on_error=[redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError],
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_connect_timeout=SOCKET_TIMEOUT,
+            health_check_interval=30,
         )
-        self._create = self._redis.register_script(_CREATE)
-        self._move = self._redis.register_script(_MOVE)
-        self._tell = self._redis.register_script(_TELL)
-        self._beat = self._redis.register_script(_BEAT)
+        register = self._redis.register_script
+        self._create, self._move, self._take = map(register, (scripts.CREATE, scripts.MOVE, scripts.TAKE))
+        self._tell, self._beat, self._lay_down = map(register, (scripts.TELL, scripts.BEAT, scripts.LAY_DOWN))
+        self._cancel, self._reclaim, self._retire = map(
+            register, (scripts.CANCEL, scripts.RECLAIM, scripts.RETIRE)
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -236,7 +204,7 @@ class JobStore:
         """
         record = self._redis.hgetall(_job(job_id))
         if not record:
-            raise BadInput(f"there is no job {job_id!r}; `tricksmith jobs` lists them")
+            raise no_job(job_id)
         return Job.from_record(record)
 
     def latest(self, limit: int = 50) -> list[Job]:
@@ -249,7 +217,9 @@ class JobStore:
 
     def events(self, job_id: str, after: str = "0", block_ms: int = 0) -> list[Event]:
         """Events later than the event id `after`; wait up to `block_ms` for one if there is none yet."""
-        answer = self._redis.xread({_job(job_id) + ":events": after}, block=block_ms or None)
+        answer = self._redis.xread(
+            {_job(job_id) + ":events": after}, block=min(block_ms, LONGEST_BLOCK) or None
+        )
         streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer or []]
         return [Event.from_stream(*entry) for entry in _flat(streams)]
 
@@ -257,6 +227,53 @@ class JobStore:
         """What the job's run laid down under `name` (plan, evidence or card), if it got so far."""
         text: str | None = self._redis.hget(_job(job_id) + ":papers", name)
         return text
+
+    def waiting(self, queue: str | None = None) -> int:
+        """How many jobs are queued, in all or for one queue."""
+        if queue is None:
+            return int(self._redis.zcard(PREFIX + "waiting"))
+        return sum(n for name, n in self.lines().items() if name.startswith(queue + "/"))
+
+    def lines(self) -> dict[str, int]:
+        """How many jobs are queued in each lane."""
+        found: dict[str, int] = {}
+        for name in LANES:
+            line = f"{PREFIX}line:{name}"
+            users = self._redis.zrange(line, 0, -1)
+            with self._redis.pipeline(transaction=False) as pipe:
+                for user in users:
+                    pipe.zcard(f"{line}:{user}")
+                found[name] = sum(pipe.execute())
+        return found
+
+    def messages(self, key: str) -> int:
+        """How many messages lie in Celery's list `key`."""
+        return int(self._redis.llen(key))
+
+    def ahead(self, job: Job) -> int:
+        """How many jobs of its lane will at most be begun before this queued job, as users take turns."""
+        line = f"{PREFIX}line:{job.lane}"
+        mine = self._redis.zrank(f"{line}:{job.user or ''}", job.id)
+        if mine is None:
+            return 0
+        users = self._redis.zrange(line, 0, -1)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for user in users:
+                pipe.zcard(f"{line}:{user}")
+            sizes = dict(zip(users, pipe.execute(), strict=True))
+        user = job.user or ""
+        others = users[: users.index(user)] if user in users else users
+        before = sum(min(size, mine + (name in others)) for name, size in sizes.items() if name != user)
+        return int(mine + before)
+
+    def waiting_ids(self, limit: int) -> list[str]:
+        """The jobs that were queued first."""
+        found: list[str] = self._redis.zrange(PREFIX + "waiting", 0, limit - 1)
+        return found
+
+    def running(self) -> list[str]:
+        """The running jobs' ids."""
+        return sorted(self._redis.smembers(PREFIX + "running"))
 
     # -- the asking side ---------------------------------------------------------------------------
 
@@ -271,52 +288,53 @@ class JobStore:
         source: dict[str, Any],
         key: str,
         user: str | None = None,
+        operator_token: bool = False,
+        lane: str = lane(),
+        limits: Limits | None = None,
+        job_id: str | None = None,
     ) -> tuple[Job, bool]:
         """Make a queued job, or find the one that is queued or running for the same request.
 
         Returns:
             The job, and whether it is new.
+
+        Raises:
+            BadInput: a limit is reached.
         """
+        limits = limits or Limits()
         job = Job(
-            id=secrets.token_hex(6),
+            id=job_id or new_id(),
             model=model,
             tricks=list(tricks),
             to=to,
             state=State.QUEUED,
-            created=time.time(),
+            created=0.0,  # the script sets it, by the clock of Redis
             pr=pr,
             private=private,
             source=source,
             key=key,
             user=user,
+            operator_token=operator_token,
+            lane=lane,
+            size=int(source.get("size_bytes") or 0),
         )
-        record = _record({name: value for name, value in asdict(job).items() if value is not None})
-        keys = [
-            f"{PREFIX}active:{key}",
-            _job(job.id),
-            _job(job.id) + ":events",
-            PREFIX + "jobs",
-            PREFIX + "unsent",
-        ]
-        made = self._create(keys=keys, args=[PREFIX, job.id, job.created, "", *record])
-        return self.get(made), made == job.id
-
-    def sent(self, job_id: str) -> None:
-        """The job's message is in Celery's queue."""
-        self._redis.zrem(PREFIX + "unsent", job_id)
-
-    def unsent(self, older_than: float) -> list[str]:
-        """Queued jobs without a known message for more than `older_than` seconds."""
-        found: list[str] = self._redis.zrangebyscore(PREFIX + "unsent", "-inf", time.time() - older_than)
-        return found
+        answer = self._ask(
+            self._create,
+            id=job.id,
+            key=key,
+            user=user or "",
+            lanes=list(LANES),
+            size=job.size,
+            limits=limits.at_submit(),
+            record=_record({name: value for name, value in asdict(job).items() if value is not None}),
+        )
+        if answer.startswith("limit "):
+            raise limits.refusal(Reached(answer.removeprefix("limit ")))
+        return self.get(answer), answer == job.id
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a queued job now; ask a running one to stop. A finished job stays what it is."""
-        job = self.get(job_id)
-        # The wish first: a worker that begins the job between the two lines then finds it.
-        if not job.state.final:
-            self._redis.hset(_job(job_id), "cancel", "true")
-        self._try_move(job, State.CANCELLED, {State.QUEUED}, set={"finished": time.time()})
+        self._ask(self._cancel, id=job_id, text="")
         return self.get(job_id)
 
     def retry(self, job_id: str) -> Job:
@@ -325,33 +343,63 @@ class JobStore:
         Raises:
             NotOurs: the job is in another state, or the same request is queued or running already.
         """
-        job = self.get(job_id)
-        again = {State.FAILED, State.CANCELLED}
-        active = self._redis.get(f"{PREFIX}active:{job.key}")
-        if active and active != job_id:
-            raise NotOurs(f"job {active} already does what job {job_id} asked for; follow that one")
-        drop = ("reason", "finished", "cancel", "stage", "progress", "verdict")
-        answer = self._try_move(job, State.QUEUED, again, drop=drop)
+        self.get(job_id)
+        drop = ("reason", "cause", "finished", "cancel", "stage", "progress", "verdict", "lost")
+        answer = self._try_move(job_id, State.QUEUED, {State.FAILED, State.CANCELLED}, drop=drop)
+        if answer.startswith("active "):
+            other = answer.removeprefix("active ")
+            raise NotOurs(f"job {other} already does what job {job_id} asked for; follow that one")
         if answer != "ok":
             raise NotOurs(f"job {job_id} is {answer}; only a failed or cancelled job can be retried")
         return self.get(job_id)
 
     # -- the working side --------------------------------------------------------------------------
 
-    def begin(self, job_id: str, owner: str, lease: float) -> Job:
-        """Take the job: queued, or running at a worker that went silent for its whole lease.
+    def take(
+        self,
+        owner: str,
+        lease: float,
+        lanes: Sequence[str],
+        *,
+        worker: str = "",
+        user_running: int = 0,
+        large: int = 1,
+    ) -> Job | None:
+        """Take the next job of the first of `lanes` in which one may run; None where none may.
+
+        Args:
+            owner: a word that was never used before: the attempt's.
+            lease: seconds without a beat after which the job is another's.
+            user_running: most running jobs of one user; 0 for any number.
+            large: most running jobs in the large lanes among `lanes`.
+        """
+        queues = {name.partition("/")[0] for name in lanes}
+        taken = self._ask(
+            self._take,
+            lanes=list(lanes),
+            owner=owner,
+            lease=_milliseconds(lease),
+            set=_record({"worker": worker, "schema": SCHEMA}),
+            user_running=user_running,
+            large=large,
+            large_lanes=[name for name in LARGE_LANES if name.partition("/")[0] in queues],
+        )
+        return self.get(taken) if taken else None
+
+    def begin(self, job_id: str, owner: str, lease: float, worker: str = "") -> Job:
+        """Take this job: queued, or running at a worker that went silent for its whole lease.
 
         Raises:
             NotOurs: it is finished, or another worker has it.
         """
-        job = self.get(job_id)
         answer = self._try_move(
-            job,
+            job_id,
             State.RUNNING,
             {State.QUEUED, State.RUNNING},
             owner=owner,
             lease=lease,
-            set={"started": job.started or time.time()},
+            set={"worker": worker},
+            free=True,
         )
         if answer != "ok":
             raise NotOurs(f"job {job_id} is {answer}")
@@ -363,9 +411,7 @@ class JobStore:
         Raises:
             NotOurs: the job is another worker's now.
         """
-        answer = self._beat(
-            keys=[_job(job_id), _job(job_id) + ":lease"], args=[owner, max(1, int(lease * 1000))]
-        )
+        answer = self._ask(self._beat, id=job_id, owner=owner, lease=_milliseconds(lease))
         if answer == -1:
             raise NotOurs(f"job {job_id} is another worker's now")
         return bool(answer)
@@ -373,21 +419,22 @@ class JobStore:
     def stage(self, job_id: str, owner: str, stage: Stage, text: str | None = None) -> None:
         """The job enters `stage`."""
         event = {"kind": "stage", "stage": stage.value} | ({"text": text} if text else {})
-        self._note(job_id, owner, {"stage": stage.value, "progress": None}, event)
+        self._note(job_id, owner, {"stage": stage.value, "progress": None}, event, stage)
 
     def progress(self, job_id: str, owner: str, stage: Stage, unit: str, done: int, total: int) -> None:
         """How far the job is in `stage`."""
         event = {"kind": "progress", "stage": stage.value, "unit": unit, "done": done, "total": total}
         self._note(job_id, owner, {"progress": [unit, done, total]}, event)
 
-    def remember(self, job_id: str, owner: str, **values: Any) -> None:
-        """Set fields of the record other than the state."""
-        event = {"kind": "record", "text": ", ".join(sorted(values))}
-        self._note(job_id, owner, values, event)
+    def lay_down(self, job_id: str, owner: str, name: str, text: str) -> None:
+        """Keep the job's plan, evidence or card.
 
-    def lay_down(self, job_id: str, name: str, text: str) -> None:
-        """Keep the job's plan, evidence or card."""
-        self._redis.hset(_job(job_id) + ":papers", name, text)
+        Raises:
+            NotOurs: the job is another worker's now.
+        """
+        ask = json.dumps({"id": job_id, "owner": owner, "name": name})
+        if not self._lay_down(args=[ask, text]):
+            raise NotOurs(f"job {job_id} is another worker's now")
 
     def finish(
         self,
@@ -396,6 +443,7 @@ class JobStore:
         state: State,
         *,
         reason: str | None = None,
+        cause: str | None = None,
         verdict: str | None = None,
         result: str | None = None,
     ) -> None:
@@ -404,12 +452,10 @@ class JobStore:
         Raises:
             NotOurs: the job is another worker's now.
         """
-        found = {"reason": reason, "verdict": verdict, "result": result, "finished": time.time()}
+        found = {"reason": reason, "cause": cause, "verdict": verdict, "result": result}
         values = {name: value for name, value in found.items() if value is not None}
-        job = self.get(job_id)
-        answer = self._try_move(
-            job, state, {State.RUNNING}, owner=owner, set=values, text=reason or result or ""
-        )
+        text = reason or result or ""
+        answer = self._try_move(job_id, state, {State.RUNNING}, owner=owner, set=values, text=text)
         if answer != "ok":
             raise NotOurs(f"job {job_id} is {answer}")
 
@@ -419,65 +465,98 @@ class JobStore:
         Raises:
             NotOurs: the job is another worker's now.
         """
-        answer = self._try_move(self.get(job_id), State.QUEUED, {State.RUNNING}, owner=owner)
+        answer = self._try_move(job_id, State.QUEUED, {State.RUNNING}, owner=owner)
         if answer != "ok":
             raise NotOurs(f"job {job_id} is {answer}")
 
     def reclaim(self) -> list[str]:
-        """Queue every running job whose worker went silent; their ids."""
-        return [job_id for job_id in self._redis.smembers(PREFIX + "running") if self._reclaim(job_id)]
+        """Queue every running job whose worker went silent; their ids.
 
-    def _reclaim(self, job_id: str) -> bool:
-        if self._redis.exists(_job(job_id) + ":lease"):
-            return False
-        text = "its worker went silent"
-        job = self.get(job_id)
-        return self._try_move(job, State.QUEUED, {State.RUNNING}, text=text, unleased=True) == "ok"
+        One that took `MOST_LOST` workers down is failed instead.
+        """
+        reason = (
+            f"its worker died or went silent {MOST_LOST} times in a row; "
+            "see the workers' logs, most likely memory ran out"
+        )
+        ask = {"most": MOST_LOST, "text": "its worker went silent", "reason": json.dumps(reason)}
+        return [job_id for job_id in self.running() if self._ask(self._reclaim, id=job_id, **ask) == "ok"]
+
+    # -- what becomes of finished jobs ---------------------------------------------------------------
+
+    def finished_before(self, seconds: float, limit: int) -> list[str]:
+        """Jobs that ended longer ago than that, oldest first."""
+        return self._before("finished", seconds, limit)
+
+    def detailed_before(self, seconds: float, limit: int) -> list[str]:
+        """Jobs that ended longer ago than that and still have their details, oldest first."""
+        return self._before("detailed", seconds, limit)
+
+    def drop_details(self, job_id: str) -> bool:
+        """Drop a finished job's events, papers and list of files; whether it was finished."""
+        return bool(self._ask(self._retire, id=job_id, whole=False))
+
+    def forget(self, job_id: str) -> bool:
+        """Drop a finished job; whether it was finished."""
+        return bool(self._ask(self._retire, id=job_id, whole=True))
+
+    def _before(self, name: str, seconds: float, limit: int) -> list[str]:
+        now = self._redis.time()[0]
+        found: list[str] = self._redis.zrangebyscore(PREFIX + name, "-inf", now - seconds, start=0, num=limit)
+        return found
 
     # -- the scripts' callers ----------------------------------------------------------------------
 
+    def _ask(self, script: Any, **ask: Any) -> Any:
+        # Lua takes JSON's null for true.
+        given = {name: value for name, value in ask.items() if value is not None}
+        return script(args=[json.dumps({"kept": KEPT_EVENTS, **given})])
+
     def _try_move(
         self,
-        job: Job,
+        job_id: str,
         to: State,
         sources: set[State],
         *,
-        owner: str = "",
+        owner: str | None = None,
         lease: float | None = None,
         set: Mapping[str, Any] | None = None,
         drop: Sequence[str] = (),
         text: str = "",
-        unleased: bool = False,
+        free: bool = False,
     ) -> str:
         """Move the job to `to` from one of `sources`: "ok", or the state that it is in instead.
 
-        `lease` (seconds) makes `owner` the job's owner; otherwise a given `owner` must be the owner
-        already. `unleased` and a new owner ask that no lease runs.
+        To `running`, `owner` becomes the owner, with a `lease` (seconds); to anywhere else a given `owner`
+        must be the owner already. `free` asks that no lease runs.
         """
         illegal = [state for state in sources if to not in MOVES[state]]
         if illegal:
             raise ValueError(f"no move from {illegal} to {to}")
-        names = "," + ",".join(sorted(sources)) + ","
-        keys = [
-            _job(job.id),
-            _job(job.id) + ":events",
-            f"{PREFIX}active:{job.key}",
-            PREFIX + "unsent",
-            PREFIX + "running",
-            _job(job.id) + ":lease",
-        ]
-        milliseconds = "" if lease is None else max(1, int(lease * 1000))
-        refuse = "1" if unleased or lease is not None else ""
-        head = [job.id, owner, to.value, names, time.time(), KEPT_EVENTS, text, milliseconds, refuse]
-        pairs = _record({"schema": SCHEMA, **(set or {})})
-        answer: str = self._move(keys=keys, args=[*head, len(drop), *drop, *pairs])
+        answer: str = self._ask(
+            self._move,
+            id=job_id,
+            to=to.value,
+            **{"from": {state.value: True for state in sources}},
+            owner=owner,
+            lease=None if lease is None else _milliseconds(lease),
+            set=_record({"schema": SCHEMA, **(set or {})}),
+            drop=list(drop),
+            text=text,
+            free=free,
+        )
         return answer
 
-    def _note(self, job_id: str, owner: str, values: Mapping[str, Any], event: Mapping[str, Any]) -> None:
-        pairs = _record(values)
+    def _note(
+        self,
+        job_id: str,
+        owner: str,
+        values: Mapping[str, Any],
+        event: Mapping[str, Any],
+        stage: Stage | None = None,
+    ) -> None:
         words = [str(word) for pair in event.items() for word in pair]
-        keys = [_job(job_id), _job(job_id) + ":events"]
-        if not self._tell(keys=keys, args=[owner, KEPT_EVENTS, len(pairs), *pairs, *words]):
+        ask: dict[str, Any] = {"id": job_id, "owner": owner, "set": _record(values), "event": words}
+        if not self._ask(self._tell, **ask, **({"stage": stage.value} if stage else {})):
             raise NotOurs(f"job {job_id} is another worker's now")
 
 
@@ -485,9 +564,13 @@ def _job(job_id: str) -> str:
     return f"{PREFIX}job:{job_id}"
 
 
-def _record(values: Mapping[str, Any]) -> list[str]:
-    """Name, JSON, name, JSON: as HSET takes them."""
-    return [word for name, value in values.items() for word in (name, json.dumps(value))]
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _record(values: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> JSON, as a record keeps its fields."""
+    return {name: json.dumps(value) for name, value in values.items()}
 
 
 def _flat(streams: Any) -> Iterator[tuple[str, dict[str, str]]]:

@@ -1,19 +1,20 @@
-"""The Celery app, as everybody who sends or receives builds it.
+"""The Celery app, as everybody who sends or receives builds it, and the messages that it carries.
 
-Messages carry a job's id and nothing else: what the job is stands in its record. A message may come
-twice or late; `JobStore.begin` gives the job to one worker at a time whatever the queue does. Messages
-that a dead worker held come back by way of the job's lease (the `recover` task), well before Celery's
-visibility timeout, which therefore is long.
+A message says: somebody queued a job, come and take one. Which one is the next is decided when a worker comes
+(`JobStore.take`: users in turn, people before schedules, small ones not behind large ones), not when it was
+sent; so no order of messages has to be right. A message may come twice, late or never: who finds nothing to
+take goes away, and `top_up` sends what is missing. Messages that a dead worker held are not waited for: its
+job's lease brings the job back, well before Celery's visibility timeout, which therefore is long.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from urllib.parse import urlsplit
 
 from celery import Celery
 
-from service.jobs import Job, JobStore
+from service.jobs import PREFIX, SOCKET_TIMEOUT, JobStore
+from service.lanes import Queue
 
 RUN = "tricksmith.run"
 RECOVER = "tricksmith.recover"
@@ -24,13 +25,8 @@ WATCH = "watch"
 POLL_EVERY = 60.0  # seconds between two looks at which watches are due
 RECOVER_EVERY = 10.0  # seconds
 VISIBILITY_TIMEOUT = 24 * 3600  # seconds
-
-
-class Queue(StrEnum):
-    """Where a job waits: for any worker, or for one with a GPU."""
-
-    CPU = "cpu"
-    GPU = "gpu"
+MOST_TOPPED_UP = 64  # messages at a time
+_KEYS = PREFIX + "celery:"
 
 
 def make_app(redis_url: str) -> Celery:
@@ -49,7 +45,10 @@ def make_app(redis_url: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT,
-            "global_keyprefix": "tricksmith:celery:",
+            "global_keyprefix": _KEYS,
+            "socket_timeout": SOCKET_TIMEOUT,
+            "socket_connect_timeout": SOCKET_TIMEOUT,
+            "socket_keepalive": True,
         },
         beat_schedule={
             # Expires: a beat that ran alone for a night must not leave a thousand of them.
@@ -73,10 +72,27 @@ def broker_url(redis_url: str) -> str:
     return f"redis+socket://{parts.path}?virtual_host={number}"
 
 
-def send(app: Celery, store: JobStore, job: Job, queue: Queue = Queue.CPU) -> None:
-    """Put the job's message into its queue, and note that it is there."""
-    app.send_task(RUN, args=[job.id], queue=queue.value)
-    store.sent(job.id)
+def send(app: Celery, job_id: str, queue: str) -> None:
+    """Put a message into a queue."""
+    app.send_task(RUN, args=[job_id], queue=queue)
+
+
+def top_up(app: Celery, store: JobStore, *, no_gpu: bool = False) -> int:
+    """Send the messages that are missing: there should be one for each job that waits. Returns how many.
+
+    With `no_gpu`, the workers without a GPU are called for its jobs too.
+    """
+    sent = 0
+    waiting = store.lines()
+    counts = {queue: sum(n for name, n in waiting.items() if name.startswith(f"{queue}/")) for queue in Queue}
+    if no_gpu:
+        counts[Queue.CPU] += counts[Queue.GPU]
+    for queue, jobs in counts.items():
+        missing = min(jobs - store.messages(_KEYS + queue.value), MOST_TOPPED_UP) if jobs else 0
+        for _ in range(missing):
+            send(app, "", queue.value)
+        sent += max(0, missing)
+    return sent
 
 
 def send_look(app: Celery, model: str) -> None:

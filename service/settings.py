@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
 
+from service.limits import Limits
 from tricks import BadInput
 
 _KEY = re.compile(r"[0-9a-fA-F]{64}")
 DEFAULT_DATA = Path("~/.local/share/tricksmith")
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things lie and how patient the service is; times are in seconds."""
+    """Where things lie and how patient the service is; times are in seconds, sizes in bytes."""
 
     data: Path
     redis_url: str | None = None
@@ -29,15 +35,46 @@ class Settings:
     """What the Hub's webhooks send along; without one there is no address for them."""
     token_key: str | None = field(default=None, repr=False)
     """The key (64 hex digits) that seals users' tokens; without one, a key of this data folder's own."""
+    time_limit: float = 24 * 3600.0
+    """Of one attempt at one job."""
+    memory: int = 0
+    """Of one job's child process; 0 for its share of this machine's memory."""
+    cache: int = 50 * 10**9
+    """Of all cached sources of this host; 0 for no cache."""
+    large_from: int = 8 * 10**9
+    """A source of this size or more is a large job."""
+    gpu_from: int = 2 * 10**9
+    """A source of this size or more goes to a worker with a GPU, where there is one."""
+    details: float = 30 * 86400.0
+    """For how long a finished job keeps its events, plan, evidence and card."""
+    records: float = 365 * 86400.0
+    """For how long a finished job is kept at all."""
+    failed_work: float = 3 * 86400.0
+    """For how long a failed job's work folder is kept for its retry."""
+    limits: Limits = field(default_factory=Limits)
+    host: str = field(default_factory=socket.gethostname)
+    metrics_port: int = 0
+    """Where a worker serves its health and metrics on all addresses; 0 for nowhere."""
+    json_logs: bool = False
 
     @property
     def work(self) -> Path:
         """The folder that holds one work folder per job."""
         return self.data / "work"
 
+    @property
+    def sources(self) -> Path:
+        """The folder that holds the cached sources."""
+        return self.data / "sources"
+
+    @property
+    def gpu_locks(self) -> Path:
+        """The folder with one lock file per GPU of this host."""
+        return self.data / "gpus"
+
     @staticmethod
     def from_env(env: Mapping[str, str] | None = None, data: Path | None = None) -> Settings:
-        """Read TRICKSMITH_DATA, _CONCURRENCY, _LEASE (seconds), _WEBHOOK_SECRET, _TOKEN_KEY; REDIS_URL.
+        """Read what is set: REDIS_URL, REDIS_PASSWORD_FILE and the TRICKSMITH_... variables (see README).
 
         A given `data` wins over its variable.
 
@@ -45,21 +82,73 @@ class Settings:
             BadInput: a variable that does not hold what it should.
         """
         env = os.environ if env is None else env
+        read = _Reader(env)
         folder = data or Path(env.get("TRICKSMITH_DATA") or DEFAULT_DATA)
-        count = env.get("TRICKSMITH_CONCURRENCY") or "1"
-        if not count.isdecimal() or int(count) < 1:
-            raise BadInput(f"TRICKSMITH_CONCURRENCY is {count!r}; give a whole number from 1 on")
-        lease = env.get("TRICKSMITH_LEASE") or "30"
-        if not lease.isdecimal() or int(lease) < 1:
-            raise BadInput(f"TRICKSMITH_LEASE is {lease!r}; give whole seconds from 1 on")
         key = env.get("TRICKSMITH_TOKEN_KEY") or None
         if key is not None and not _KEY.fullmatch(key):
             raise BadInput("TRICKSMITH_TOKEN_KEY is no key; give 64 hex digits (`openssl rand -hex 32`)")
+        limits = Limits(
+            user_waiting=read.count("USER_WAITING", 0, least=0),
+            all_waiting=read.count("ALL_WAITING", 0, least=0),
+            user_running=read.count("USER_RUNNING", 0, least=0),
+            user_bytes=read.size("USER_BYTES_PER_DAY", 0),
+            model_bytes=read.size("MODEL_BYTES", 0),
+        )
         return Settings(
             data=folder.expanduser().absolute(),
-            redis_url=env.get("REDIS_URL") or None,
-            concurrency=int(count),
-            lease=float(lease),
+            redis_url=_redis_url(env),
+            concurrency=read.count("CONCURRENCY", 1),
+            lease=float(read.count("LEASE", 30, unit="whole seconds")),
+            time_limit=3600.0 * read.count("TIME_LIMIT_HOURS", 24),
+            memory=read.size("MEMORY", 0),
+            cache=read.size("SOURCE_CACHE", Settings.cache),
+            large_from=read.size("LARGE_FROM", Settings.large_from),
+            gpu_from=read.size("GPU_FROM", Settings.gpu_from),
+            details=86400.0 * read.count("KEEP_DETAILS_DAYS", 30, least=0),
+            records=86400.0 * read.count("KEEP_JOBS_DAYS", 365),
+            failed_work=3600.0 * read.count("KEEP_FAILED_HOURS", 72, least=0),
+            limits=limits,
+            host=env.get("TRICKSMITH_HOST") or socket.gethostname(),
+            metrics_port=read.count("METRICS_PORT", 0, least=0),
+            json_logs=(env.get("TRICKSMITH_LOG") or "text") == "json",
             token_key=key,
             webhook_secret=env.get("TRICKSMITH_WEBHOOK_SECRET") or None,
         )
+
+
+class _Reader:
+    """Reads TRICKSMITH_... variables, and says which is wrong."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+
+    def count(self, name: str, default: int, *, least: int = 1, unit: str = "a whole number") -> int:
+        text = self._env.get(f"TRICKSMITH_{name}") or str(default)
+        if not text.isdecimal() or int(text) < least:
+            raise BadInput(f"TRICKSMITH_{name} is {text!r}; give {unit} from {least} on")
+        return int(text)
+
+    def size(self, name: str, default: int) -> int:
+        text = self._env.get(f"TRICKSMITH_{name}") or str(default)
+        match = _SIZE.fullmatch(text.strip())
+        if match is None:
+            raise BadInput(f"TRICKSMITH_{name} is {text!r}; give bytes, such as 500MB or 40GB, or 0")
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _redis_url(env: Mapping[str, str]) -> str | None:
+    """REDIS_URL, with the password from REDIS_PASSWORD_FILE where that is set."""
+    url, secret = env.get("REDIS_URL") or None, env.get("REDIS_PASSWORD_FILE")
+    if url is None or not secret:
+        return url
+    try:
+        password = Path(secret).read_text().strip()
+    except OSError as error:
+        raise BadInput(
+            f"REDIS_PASSWORD_FILE cannot be read ({error.strerror}): {secret}; correct its path or its rights"
+        ) from error
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss"):
+        raise BadInput("REDIS_PASSWORD_FILE goes with a REDIS_URL that begins with redis:// or rediss://")
+    address = f"{quote(parts.username or '')}:{quote(password, safe='')}@{parts.netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=address))

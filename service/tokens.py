@@ -94,7 +94,7 @@ class Vault:
         Raises:
             BadInput: the user's has expired, or cannot be opened here. It is never replaced by another.
         """
-        if job.user is None:
+        if job.user is None or job.operator_token:
             return None
         sealed = self._redis.get(_name(job.id))
         if sealed is None:

@@ -231,7 +231,9 @@ class Watching:
         if (held := self._store.claim(key)) is not None:
             return _held(decided, held)
         try:
-            job = self._service.submit(source.reference, watch.tricks, to, private=watch.private)
+            job = self._service.submit(
+                source.reference, watch.tricks, to, private=watch.private, schedule=True
+            )
         except BaseException:
             self._store.unclaim(key)
             raise

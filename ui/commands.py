@@ -168,12 +168,11 @@ def serve(args: argparse.Namespace) -> int:
 
 def worker(args: argparse.Namespace) -> int:
     """Run one worker until a signal comes."""
-    import logging
-
+    from service.logs import set_up_logs
     from workers.main import run_worker
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings.from_env()
+    set_up_logs(as_json=settings.json_logs)
     return run_worker(settings, args.queue) if args.queue else run_worker(settings)
 
 

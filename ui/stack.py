@@ -63,9 +63,10 @@ def processes(settings: Settings, roles: Sequence[str] = ("worker",)) -> Iterato
 
 def _start(role: str, settings: Settings, log: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "workers.main", role, "--data", str(settings.data)],
+        [sys.executable, "-m", "workers.main", role, "--data", str(settings.data), "--stop-with-stdin"],
         env=dict(os.environ),
-        stdin=subprocess.DEVNULL,
+        # It stops when this pipe closes: with this command, however that ends.
+        stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
         # Ctrl-C is for the command, which then asks its processes to stop.

@@ -1,21 +1,21 @@
 """The child process of one job: everything that reads a source's weights happens here.
 
-Started as `python -m workers.child` with no token in its environment and no network use intended. It does
-what its standard input asks (see wire.py), one request at a time, and ends when that input ends: so it never
-outlives its worker, however the worker died.
+Forked from the fork server (forkserver.py), with no token in its environment and no network use intended. It
+does what its standard input asks (see wire.py), one request at a time, and ends when that input ends: so it
+never outlives its worker, however the worker died.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
-import sys
+import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,6 @@ from tricks import Cancelled, Plan, TricksmithError, convert, make_plan, parse_t
 from workers.wire import Error, checkpoint_from_json
 
 REPORT_EVERY = 0.1  # seconds
-OOM_SCORE = "500"  # of 1000: where memory runs out, the kernel takes this process before the worker
 
 
 class Child:
@@ -78,13 +77,9 @@ class Child:
         except TricksmithError as error:
             kind = Error.DISK_FULL if is_disk_full(error) else Error.BAD_INPUT
             return {"error": kind, "text": _line(error)}
-        except MemoryError as error:
-            traceback.print_exc()
-            return {"error": Error.MEMORY, "text": _line(error)}
         except Exception as error:  # noqa: BLE001 (whatever it is ends this job alone, with a reason)
             traceback.print_exc()
-            kind = Error.DISK_FULL if is_disk_full(error) else Error.UNEXPECTED
-            return {"error": kind, "text": f"{type(error).__name__}: {_line(error)}"}
+            return {"error": kind_of(error), "text": f"{type(error).__name__}: {_line(error)}"}
 
 
 def _plan(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:
@@ -118,14 +113,26 @@ def _line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def main() -> None:
+def kind_of(error: BaseException) -> Error:
+    """Which of the things that go wrong with a machine, not with a request, an unforeseen error is."""
+    text, name = str(error), type(error).__name__
+    if is_disk_full(error) or (isinstance(error, OSError) and error.errno == errno.EFBIG):
+        return Error.DISK_FULL
+    if "CUDA" in text or name == "AcceleratorError":
+        return Error.GPU_MEMORY if "out of memory" in text else Error.GPU
+    # torch says it in words alone, without a type of its own.
+    if isinstance(error, MemoryError) or "allocate memory" in text or "alloc_cpu.cpp" in text:
+        return Error.MEMORY
+    return Error.UNEXPECTED
+
+
+def main(threads: int) -> None:
     """Serve standard input; whatever libraries print goes to standard error."""
+    import torch
+
+    torch.set_num_threads(threads)
+    # A file that grows beyond its limit is an error with a reason, not a death.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    with suppress(OSError):  # only Linux has it
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
-    Child(sys.stdin, answers).serve()
-
-
-if __name__ == "__main__":
-    main()
+    Child(os.fdopen(os.dup(0)), answers).serve()

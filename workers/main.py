@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import signal
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from celery import signals
+import redis
+from celery import Celery, signals
 from celery.beat import EmbeddedService
 
 from service.api import Service
-from service.jobs import JobStore
-from service.queue import RECOVER_EVERY, WATCH, Queue, make_app
+from service.lanes import Queue
+from service.logs import set_up_logs
+from service.queue import RECOVER_EVERY, WATCH, make_app, top_up
 from service.redis_server import running_redis
+from service.registry import SEEN_FOR
+from service.retention import retire
 from service.settings import Settings
 from tricks import TricksmithError
 from workers.tasks import add_tasks, recover
 from workers.watch_tasks import add_watch_tasks
+from workers.worker import Worker
+from workers.workspace import sweep
 
 log = logging.getLogger(__name__)
+
+SWEEP_EVERY = 300.0  # seconds between two looks for what can be thrown away
 
 
 def run_worker(
@@ -42,39 +54,77 @@ def run_worker(
     """
     settings = replace(settings, concurrency=concurrency or settings.concurrency)
     stops = threading.Event()
-    with running_redis(settings) as url:
-        store = JobStore(url)
+    with running_redis(settings) as url, Worker(url, settings, queues, stops) as worker:
         app = make_app(url)
-        add_tasks(app, store, settings, stops)
+        add_tasks(app, worker)
 
         def stopping(**_: Any) -> None:
             stops.set()
 
-        def look_after_lost_jobs() -> None:
-            while not stops.wait(min(RECOVER_EVERY, settings.lease)):
-                try:
-                    recover(app, store)
-                except Exception:
-                    log.exception("looking for lost jobs failed; it is tried again")
-
         signals.worker_shutting_down.connect(stopping, weak=False)
-        recover(app, store)
-        threading.Thread(target=look_after_lost_jobs, name="recover", daemon=True).start()
-        worker = app.Worker(
+        keeper = threading.Thread(target=_keep_house, args=[app, worker], name="house", daemon=True)
+        keeper.start()
+        celery = app.Worker(
             pool="threads",
             concurrency=settings.concurrency,
             queues=list(queues),
+            hostname=f"{worker.id}@%h",
             loglevel="INFO",
             without_gossip=True,
             without_mingle=True,
         )
         try:
-            worker.start()
+            celery.start()
         finally:
             stops.set()
             signals.worker_shutting_down.disconnect(stopping)
-            store.close()
-        return int(worker.exitcode or 0)
+            keeper.join(10)
+            with suppress(redis.RedisError):
+                worker.registry.leave(worker.id)
+                top_up(app, worker.store)  # others are called for the jobs that were given back
+            app.close()
+        return int(celery.exitcode or 0)
+
+
+def _keep_house(app: Celery, worker: Worker) -> None:
+    """Until the worker stops: say that it lives, look for lost jobs, throw away what nobody needs."""
+    turns = (
+        _Turn(SEEN_FOR / 3, lambda: worker.registry.say(worker.about())),
+        _Turn(min(RECOVER_EVERY, worker.settings.lease), lambda: recover(app, worker)),
+        _Turn(SWEEP_EVERY, lambda: clean(worker)),
+    )
+    while True:
+        for turn in turns:
+            turn.take()
+        if worker.stops.wait(0.5):
+            return
+
+
+class _Turn:
+    """Something to do every so many seconds, whatever became of it the last time."""
+
+    def __init__(self, every: float, do: Callable[[], object]) -> None:
+        self._every, self._do = every, do
+        self._next = 0.0
+
+    def take(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._every
+        try:
+            self._do()
+        except redis.RedisError as error:
+            log.warning("Redis does not answer (%s); tried again soon", type(error).__name__)
+        except Exception:
+            log.exception("keeping house failed; tried again soon")
+
+
+def clean(worker: Worker) -> None:
+    """Throw away work folders that nobody needs, and what finished jobs no longer keep."""
+    settings = worker.settings
+    for name in sweep(settings.work, worker.store, settings.failed_work):
+        log.info("removed the work folder %s", name)
+    retire(worker.store, details=settings.details, records=settings.records)
 
 
 def run_beat(settings: Settings) -> int:
@@ -108,6 +158,17 @@ def run_beat(settings: Settings) -> int:
         return int(worker.exitcode or 0)
 
 
+def stop_with_stdin() -> None:
+    """Stop this process, as SIGTERM does, when whoever started it is gone, however that ended."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of this module."""
     parser = argparse.ArgumentParser(prog="python -m workers.main", description=__doc__)
@@ -115,10 +176,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="data folder (default: TRICKSMITH_DATA)")
     parser.add_argument("--queues", default=",".join(Queue), help="queues to work off, with commas between")
     parser.add_argument("--concurrency", type=int, help="jobs at a time")
+    parser.add_argument("--stop-with-stdin", action="store_true", help="stop when standard input ends")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings.from_env(data=options.data)
+        set_up_logs(as_json=settings.json_logs)
+        if options.stop_with_stdin:
+            stop_with_stdin()
         if options.role == "beat":
             return run_beat(settings)
         return run_worker(settings, options.queues.split(","), options.concurrency)

@@ -1,4 +1,4 @@
-"""The worker's end of a child process: start it without secrets, ask it, stop it, say how it died."""
+"""The worker's end of one child: start it within its limits, ask it, stop it, say how it died."""
 
 from __future__ import annotations
 
@@ -6,106 +6,100 @@ import json
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
+
+import psutil
 
 from service.disk import FULL
 from tricks import BadInput, Cancelled, Report, TricksmithError
+from workers.forks import Forks, kill_group, wait_until_gone
 from workers.wire import Error
 
-KEPT_VARIABLES = frozenset(
-    {
-        "HOME",
-        "LANG",
-        "LANGUAGE",
-        "LD_LIBRARY_PATH",
-        "PATH",
-        "PYTHONHASHSEED",
-        "SSL_CERT_FILE",
-        "TMPDIR",
-        "TZ",
-        "USER",
-        "VIRTUAL_ENV",
-    }
-)
-KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "PYTORCH_", "TORCH_", "TRITON_")
 POLL = 0.1  # seconds between two looks at whether to stop
+MEASURE_EVERY = 1.0  # seconds between two looks at how much memory a child takes
 
 
 class DiskFull(TricksmithError):
-    """The disk is full."""
+    """The disk is full, or the job's share of it."""
 
 
 class Crashed(TricksmithError):
-    """The child ended without an answer, or with an error that nobody foresaw."""
+    """The child ended without an answer, or with an error that nobody foresaw. `cause` is one word or two."""
+
+    def __init__(self, text: str, cause: str = "crash") -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
-def child_environment(folder: Path, env: Mapping[str, str] | None = None, jobs: int = 1) -> dict[str, str]:
-    """What a child may see: no token, no password, no address; and a Hugging Face home of its own.
+@dataclass(frozen=True)
+class Allowance:
+    """What one child may use: bytes of memory and of any one file (0: any number), threads, variables."""
 
-    It gets its share of the cores where `jobs` of them run side by side, unless the operator set one.
-    A list of what is kept, not of what is dropped: secrets have any name.
-    """
-    env = os.environ if env is None else env
-    kept = {
-        name: value
-        for name, value in env.items()
-        if name in KEPT_VARIABLES or (name.startswith(KEPT_PREFIXES) and "TOKEN" not in name)
-    }
-    home = str(folder / "hf")
-    packages = str(Path(__file__).resolve().parents[1])
-    kept.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    return kept | {
-        "HF_HOME": home,
-        "HF_TOKEN_PATH": home + "/no-token",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": packages,
-        "PYTHONUNBUFFERED": "1",
-    }
+    memory: int = 0
+    file: int = 0
+    threads: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """As the kernel takes them. Half as much again as `memory`: it counts what was asked for, we count
+        what is used, and ours has the better words.
+        """
+        found = {"DATA": self.memory + self.memory // 2, "FSIZE": self.file}
+        return {name: amount for name, amount in found.items() if amount}
 
 
 class ChildProcess:
     """One child; a context manager that leaves no process behind."""
 
-    def __init__(self, folder: Path, stop: Callable[[], bool], grace: float, jobs: int = 1) -> None:
+    def __init__(
+        self,
+        forks: Forks,
+        folder: Path,
+        stop: Callable[[], bool],
+        grace: float,
+        allowance: Allowance | None = None,
+        lock: int | None = None,
+    ) -> None:
         """Start it with its log and its Hugging Face home in `folder`.
 
         Args:
             folder: the job's work folder.
             stop: asked ten times a second; True ends what the child does, with `Cancelled`.
             grace: seconds in which a child that was asked to stop may do so by itself.
-            jobs: how many of them share this machine.
+            lock: a file descriptor that it keeps open for as long as it lives.
+
+        Raises:
+            NoChild: it could not be started.
         """
         self._stop = stop
         self._grace = grace
+        self._allowance = allowance or Allowance()
         self._log = folder / "child.log"
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                # -P: a source's files, or the folder we are in, must never be importable.
-                [sys.executable, "-P", "-m", "workers.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=folder,
-                env=child_environment(folder, jobs=jobs),
-                start_new_session=True,
-            )
+        self._ooms = oom_kills()
+        self._measured = time.monotonic()
         self._left = b""
+        self._ended = False
+        with self._log.open("ab") as log:
+            self._child = forks.fork(
+                folder,
+                log.fileno(),
+                log.fileno() if lock is None else lock,
+                env=self._allowance.env,
+                limits=self._allowance.limits,
+                threads=self._allowance.threads,
+            )
 
     @property
     def pid(self) -> int:
         """Its process id, which is its process group's too."""
-        return self._process.pid
+        return self._child.pid
 
     def __enter__(self) -> Self:
         return self
@@ -122,12 +116,13 @@ class ChildProcess:
             Cancelled: `stop` said so, or `report` raised it; the child is stopped then.
             BadInput: the child says that the request cannot be carried out.
             DiskFull: as it says.
-            Crashed: the child died.
+            Crashed: the child died, or took more memory than it may.
         """
         self._say({"do": do, **arguments})
         asked_at: float | None = None
         while True:
             message = self._next()
+            self._check_memory()
             if message is None and asked_at is None and self._stop():
                 asked_at = time.monotonic()
                 self._say({"do": "cancel"})
@@ -149,23 +144,28 @@ class ChildProcess:
                 report(unit, reached, total)
 
     def kill(self) -> None:
-        """End the child and whatever it started: politely, then not."""
-        for sent, patience in ((signal.SIGTERM, self._grace / 2), (signal.SIGKILL, 10.0)):
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, sent)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(OSError):
-                    pipe.close()
+        """End the child and whatever it started: politely, then not. A second call does nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        started = _descendants(self.pid)
+        kill_group(self.pid, signal.SIGTERM)
+        with suppress(ChildProcessError):
+            if self._child.wait(self._grace / 2) is None:
+                kill_group(self.pid, signal.SIGKILL)
+                self._child.wait(10.0)
+        kill_group(self.pid, signal.SIGKILL)  # what it started and did not end
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        wait_until_gone(self.pid, 1.0)
+        self._child.close()
 
     def _say(self, message: dict[str, Any]) -> None:
-        pipe: IO[bytes] | None = self._process.stdin
-        assert pipe is not None
+        data = json.dumps(message).encode() + b"\n"
         with suppress(BrokenPipeError):  # a dead child is found by the reading side, with its reason
-            pipe.write(json.dumps(message).encode() + b"\n")
-            pipe.flush()
+            while data:
+                data = data[os.write(self._child.stdin, data) :]
 
     def _next(self) -> dict[str, Any] | None:
         """The next message, or None where none came in a short while.
@@ -173,16 +173,14 @@ class ChildProcess:
         Raises:
             Crashed: none will come.
         """
-        pipe = self._process.stdout
-        assert pipe is not None
         if b"\n" not in self._left:
             with selectors.DefaultSelector() as selector:
-                selector.register(pipe, selectors.EVENT_READ)
+                selector.register(self._child.stdout, selectors.EVENT_READ)
                 if not selector.select(POLL):
                     return None
-            some = os.read(pipe.fileno(), 1 << 16)
+            some = os.read(self._child.stdout, 1 << 16)
             if not some:
-                raise Crashed(how_it_died(self._process.wait(), self._log))
+                raise self._death()
             self._left += some
             if b"\n" not in self._left:
                 return None
@@ -190,23 +188,76 @@ class ChildProcess:
         message: dict[str, Any] = json.loads(line)
         return message
 
+    def _death(self) -> Crashed:
+        try:
+            code = self._child.wait(10.0)
+        except ChildProcessError:
+            code = None
+        return how_it_died(code, self._log, out_of_memory=oom_kills() > self._ooms)
 
-def how_it_died(code: int, log: Path) -> str:
+    def _check_memory(self) -> None:
+        now = time.monotonic()
+        if not self._allowance.memory or now - self._measured < MEASURE_EVERY:
+            return
+        self._measured = now
+        used = _memory(self.pid)
+        if used > self._allowance.memory:
+            self.kill()
+            raise Crashed(
+                f"the job needs more than the {self._allowance.memory / 1e9:.1f} GB of memory that one job"
+                " may take here; retry on a machine with more memory",
+                "memory",
+            )
+
+
+def how_it_died(code: int | None, log: Path, *, out_of_memory: bool = False) -> Crashed:
     """A child's exit code in words."""
+    if code is None:
+        return Crashed("the job's process was lost, with the process that had started it; retry")
+    if code == -signal.SIGKILL and out_of_memory:
+        text = "the job's process was killed because memory ran out; retry on a machine with more memory"
+        return Crashed(text, "memory")
     if code == -signal.SIGKILL:
-        return (
-            "the job's process was killed, most likely because memory ran out; "
-            "retry on a machine with more memory"
-        )
+        text = "the job's process was killed from outside (SIGKILL): by a person, or a limit of the machine"
+        return Crashed(f"{text}; retry", "killed")
     if code < 0:
         try:
             name = signal.Signals(-code).name
         except ValueError:
             name = f"signal {-code}"
-        return f"the job's process crashed ({name}); retry, and report it if it happens again"
+        return Crashed(f"the job's process crashed ({name}); retry, and report it if it happens again")
     said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     last = f", saying: {said[-1].strip()[:300]}" if said else ""
-    return f"the job's process ended without an answer (exit code {code}){last}"
+    return Crashed(f"the job's process ended without an answer (exit code {code}){last}")
+
+
+def oom_kills() -> int:
+    """How many processes were killed for want of memory: in this container, else on this machine."""
+    for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        with suppress(OSError):
+            for line in Path(path).read_text().splitlines():
+                name, _, number = line.partition(" ")
+                if name == "oom_kill":
+                    return int(number)
+    return 0
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return found
+    return []
+
+
+def _memory(pid: int) -> int:
+    """Bytes that only this process tree needs: mapped files can be dropped, forked pages are shared."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for process in [psutil.Process(pid), *_descendants(pid)]:
+            with suppress(psutil.NoSuchProcess):
+                used = process.memory_info()
+                total += used.rss - used.shared
+    return total
 
 
 def _as_error(kind: Error, text: str) -> TricksmithError:
@@ -216,7 +267,11 @@ def _as_error(kind: Error, text: str) -> TricksmithError:
         case Error.DISK_FULL:
             return DiskFull(FULL)
         case Error.MEMORY:
-            return Crashed("memory ran out; retry on a machine with more memory")
+            return Crashed("memory ran out; retry on a machine with more memory", "memory")
+        case Error.GPU_MEMORY:
+            return Crashed("the GPU's memory ran out; retry on a larger GPU, or on a CPU", "memory")
+        case Error.GPU:
+            return Crashed(f"the GPU failed ({text[:200]}); retry on another one", "gpu")
         case Error.BAD_INPUT:
             return BadInput(text)
         case Error.UNEXPECTED:

@@ -11,34 +11,43 @@ import hashlib
 import json
 import logging
 import re
-import secrets
-import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import redis
 
 from service.card import render_card
 from service.disk import FULL, is_disk_full
-from service.fetch import check_space, fetch
+from service.fetch import fetch
 from service.headers import read_headers
-from service.jobs import Job, JobStore, NotOurs, Stage, State
+from service.hub import HubUnavailable
+from service.jobs import Job, NotOurs, Stage, State
+from service.lanes import Queue
+from service.logs import job_in_logs
 from service.manifest import build_manifest
 from service.papers import no_fit, write_papers
 from service.publish import is_folder, publish
-from service.settings import Settings
 from service.source import Source, resolve
-from service.tokens import Vault
 from tricks import BadInput, Cancelled, Conversion, Plan, TricksmithError
+from workers.forks import NoChild
+from workers.gpus import NO_GPU
 from workers.marks import Marks, remove
-from workers.process import ChildProcess, DiskFull
+from workers.process import ChildProcess, Crashed, DiskFull
 from workers.watch import Stop, Watch
 from workers.wire import checkpoint_to_json
+from workers.worker import Attempt, Worker
+from workers.workspace import MARGIN, Workspace, used_bytes
 
 if TYPE_CHECKING:  # evals brings torch; the worker itself needs it only to read evidence back
     from evals import Evidence
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 REPORT_EVERY = 0.1  # seconds between two progress events of one job
 TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
@@ -48,41 +57,50 @@ class Rejected(TricksmithError):
     """The converted model is not its source; the message says in what."""
 
 
-def run_job(job_id: str, store: JobStore, settings: Settings, worker_stops: threading.Event) -> Job | None:
-    """Take the job and bring it to an end, or back into the queue where the worker stops.
+@dataclass(frozen=True)
+class End:
+    """How a job ended, as the store keeps it."""
+
+    state: State
+    reason: str | None = None
+    cause: str | None = None
+    verdict: str | None = None
+    result: str | None = None
+
+
+def run_job(attempt: Attempt, worker: Worker) -> Job | None:
+    """Bring the job to an end, or back into the queue where the worker stops.
 
     Returns:
-        The job as it then is; None where it was not ours to run.
+        The job as it then is; None where it is another worker's now, or Redis is gone for good.
     """
-    owner = secrets.token_hex(8)
+    job, settings = attempt.job, worker.settings
+    watch = Watch(worker.store, job.id, attempt.owner, settings.lease, worker.stops, settings.time_limit)
+    worker.runs(job.id, now=True)
     try:
-        job = store.begin(job_id, owner, settings.lease)
-    except (NotOurs, BadInput) as error:
-        log.info("job %s: not run: %s", job_id, error)
-        return None
-    log.info("job %s: attempt %d", job_id, job.attempts)
-    with Watch(store, job_id, owner, settings.lease, worker_stops) as watch:
-        run = Run(job, owner, store, settings, watch)
-        try:
-            run.to_the_end()
-        except NotOurs as error:
-            log.warning("job %s: dropped: %s", job_id, error)
-            return None
-    return store.get(job_id)
+        with job_in_logs(job.id), watch:
+            log.info("attempt %d: %s, %s", job.attempts, job.model, ", ".join(job.tricks))
+            Run(attempt, worker, watch).to_the_end()
+            return worker.store.get(job.id)
+    except NotOurs as error:
+        log.warning("job %s: dropped: %s", job.id, error)
+    except redis.RedisError as error:
+        log.error("job %s: left to its lease, Redis does not answer: %s", job.id, type(error).__name__)
+    finally:
+        worker.runs(job.id, now=False)
+    return None
 
 
 class Run:
     """One attempt at one job."""
 
-    def __init__(self, job: Job, owner: str, store: JobStore, settings: Settings, watch: Watch) -> None:
-        self._job = job
-        self._owner = owner
-        self._store = store
+    def __init__(self, attempt: Attempt, worker: Worker, watch: Watch) -> None:
+        self._job = attempt.job
+        self._owner = attempt.owner
+        self._worker = worker
+        self._store = worker.store
         self._watch = watch
-        self._vault = Vault(store.url, settings)
-        self._grace = settings.grace
-        self._jobs = settings.concurrency
-        self._folder = settings.work / job.id
+        self._vault = worker.vault
         self._stage = Stage.RESOLVE
         self._told = 0.0
         self._child: ChildProcess | None = None
@@ -94,36 +112,50 @@ class Run:
         Raises:
             NotOurs: another worker has the job now; nothing more was changed.
         """
-        state, reason, verdict, result = State.FAILED, None, None, None
+        with Workspace(self._worker.settings.work, self._job.id) as space:
+            self._space, self._folder = space, space.folder
+            self._marks = Marks(self._folder)
+            end = self._outcome()
+            self._remove_partial()
+            if end is None:
+                self._patiently(lambda: self._store.give_back(self._job.id, self._owner))
+                return
+            self._patiently(lambda: self._store.finish(self._job.id, self._owner, **asdict(end)))
+            self._patiently(lambda: self._vault.forget(self._job.id))
+            # Told first, then cleaned: who dies between the two has left a folder, not a job.
+            if end.state is not State.FAILED or end.cause == "disk":
+                space.clear()  # a failed job keeps what it made, for its retry
+        log.info("%s%s", end.state.value, f": {end.reason}" if end.reason else "")
+
+    def _outcome(self) -> End | None:
+        """How the job ends; None where it does not end here."""
         try:
             with self._stack:
                 evidence, result = self._stages()
-            state, verdict = State.PUBLISHED, evidence.verdict.value
+            return End(State.PUBLISHED, verdict=evidence.verdict.value, result=result)
         except Cancelled:
-            if self._watch.stop is not Stop.CANCELLED:
-                self._remove_partial()
-                if self._watch.stop is Stop.LOST:
+            match self._watch.stop:
+                case Stop.CANCELLED:
+                    return End(State.CANCELLED, reason="cancelled")
+                case Stop.TIME:
+                    hours = self._worker.settings.time_limit / 3600
+                    reason = (
+                        f"{self._stage.value} was not done after {hours:g} hours, the longest that a job may"
+                        " take; retry, it goes on at this stage"
+                    )
+                    return End(State.FAILED, reason=reason, cause="time limit")
+                case Stop.LOST:
                     raise NotOurs(f"job {self._job.id} is another worker's now") from None
-                self._store.give_back(self._job.id, self._owner)
-                return
-            state, reason = State.CANCELLED, "cancelled"
+                case _:
+                    return None
         except Rejected as error:
-            state, reason, verdict = State.REJECTED, str(error), "different"
-        except NotOurs:
+            return End(State.REJECTED, reason=str(error), verdict="different")
+        except (NotOurs, redis.RedisError):
             raise
         except Exception as error:  # noqa: BLE001 (whatever it is, the job ends with a reason)
-            reason = self._reason(error)
-        self._remove_partial()
-        if state is not State.FAILED or reason == FULL:
-            remove(self._folder)  # a failed job keeps what it fetched, for its retry
-        self._store.finish(self._job.id, self._owner, state, reason=reason, verdict=verdict, result=result)
-        self._vault.forget(self._job.id)
-        self._vault.close()
-        log.info("job %s: %s%s", self._job.id, state.value, f": {reason}" if reason else "")
+            return End(State.FAILED, reason=self._reason(error), cause=cause_of(error))
 
     def _stages(self) -> tuple[Evidence, str]:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._marks = Marks(self._folder)
         source = self._resolve()
         plan = self._plan(source)
         folder = self._fetch(source)
@@ -135,7 +167,9 @@ class Run:
 
     def _resolve(self) -> Source:
         self._enter(Stage.RESOLVE)
-        promised = Source.from_json(self._job.source) if self._job.source else None
+        said = self._job.source or {}
+        # A job that is retried long after its end has no list of files any more.
+        promised = Source.from_json(said) if "files" in said else None
         mark = self._marks.get(Stage.RESOLVE)
         if mark is not None and (promised is None or promised.folder is None):
             return Source.from_json(mark)
@@ -149,10 +183,16 @@ class Run:
             source = promised  # it knows the revision that the user named
         if mark is None:
             self._marks.put(Stage.RESOLVE, source.to_json())
-        copies = 1 if source.folder is not None else 2  # the converted model, and the fetched one
-        if self._marks.get(Stage.CONVERT) is None:
-            check_space(self._folder, copies * source.size_bytes, f"converting {source.model}")
+        self._space.reserve(self._needed(source), f"converting {source.model}", self._wait)
         return source
+
+    def _needed(self, source: Source) -> int:
+        """Bytes that this attempt will still write."""
+        needed = 0 if self._marks.get(Stage.CONVERT) else source.size_bytes
+        if self._worker.cache.keeps(source):
+            return needed + self._worker.cache.missing(source)
+        there = used_bytes(self._folder / "source")
+        return needed + (0 if source.folder is not None else max(0, source.size_bytes - there))
 
     def _plan(self, source: Source) -> Plan:
         self._enter(Stage.PLAN)
@@ -163,23 +203,17 @@ class Run:
             mark = self._ask("plan", checkpoint=str(headers), tricks=self._job.tricks)
             self._marks.put(Stage.PLAN, mark)
         plan = Plan.from_json(mark)
-        self._store.lay_down(self._job.id, "plan", json.dumps(mark))
+        self._lay_down("plan", json.dumps(mark))
         if not plan.fits:
             raise BadInput(no_fit(plan))
         return plan
 
     def _fetch(self, source: Source) -> Path:
         self._enter(Stage.FETCH)
-        mark = self._marks.get(Stage.FETCH)
-        if mark is None or not all(
-            (Path(mark["folder"]) / file.name).is_file()
-            and (Path(mark["folder"]) / file.name).stat().st_size == file.size
-            for file in source.files
-        ):
-            folder = fetch(source, self._folder / "source", self._token(), report=self._report)
-            mark = {"folder": str(folder)}
-            self._marks.put(Stage.FETCH, mark)
-        return Path(mark["folder"])
+        cache = self._worker.cache
+        if cache.keeps(source):
+            return self._stack.enter_context(cache.held(source, self._report, self._wait))
+        return fetch(source, self._folder / "source", self._token(), report=self._report)
 
     def _convert(self, plan: Plan, source: Source, folder: Path) -> Conversion:
         self._enter(Stage.CONVERT)
@@ -202,7 +236,7 @@ class Run:
         from evals import Evidence
 
         evidence = Evidence.from_json(mark)
-        self._store.lay_down(self._job.id, "evidence", json.dumps(mark))
+        self._lay_down("evidence", json.dumps(mark))
         if not evidence.verdict.publishable:
             reasons = "; ".join(evidence.reasons) or "no reason given"
             raise Rejected(f"the converted model is not its source: {reasons}")
@@ -216,11 +250,12 @@ class Run:
         mark = self._marks.get(Stage.PUBLISH)
         if mark is not None:
             return str(mark["result"])
+        self._check_ours()
         manifest = build_manifest(source, plan, conversion, folder)
         destination = None if is_folder(self._job.to) else self._job.to
         card = render_card(source, plan, evidence, manifest, destination)
         write_papers(self._converted, manifest=manifest, evidence=evidence.to_json(), card=card)
-        self._store.lay_down(self._job.id, "card", card)
+        self._lay_down("card", card)
         result = publish(
             self._converted,
             self._job.to,
@@ -236,7 +271,7 @@ class Run:
 
     def _token(self) -> str | None:
         """The job's user's token, opened at each use; None: the operator's."""
-        return self._vault.token(self._job)
+        return self._patiently(lambda: self._vault.token(self._job))
 
     # -- what stages share -------------------------------------------------------------------------
 
@@ -245,26 +280,62 @@ class Run:
         return self._folder / "converted"
 
     def _enter(self, stage: Stage) -> None:
-        if self._stops():
-            raise Cancelled("cancelled")
+        self._wait()
         self._stage = stage
         self._told = 0.0
-        self._store.stage(self._job.id, self._owner, stage)
+        self._patiently(lambda: self._store.stage(self._job.id, self._owner, stage))
 
     def _report(self, unit: str, done: int, total: int) -> None:
-        if self._stops():
-            raise Cancelled("cancelled")
+        self._wait()
+        if self._stage is Stage.PUBLISH and done == total:
+            self._check_ours()  # what comes next is seen by others
         now = time.monotonic()
         if now - self._told >= REPORT_EVERY or done == total:
             self._told = now
-            self._store.progress(self._job.id, self._owner, self._stage, unit, done, total)
+            with suppress(redis.RedisError):  # progress is not worth waiting for
+                self._store.progress(self._job.id, self._owner, self._stage, unit, done, total)
+
+    def _lay_down(self, name: str, text: str) -> None:
+        self._patiently(lambda: self._store.lay_down(self._job.id, self._owner, name, text))
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Ask the store for as long as Redis is away, unless the worker stops."""
+        while True:
+            try:
+                return call()
+            except redis.RedisError:
+                if self._worker.stops.wait(1.0):
+                    raise
+
+    def _check_ours(self) -> None:
+        """Go on only if Redis says now that the job is ours: this attempt may have slept past its lease."""
+        if self._watch.check() is not None:
+            raise Cancelled("cancelled")
+
+    def _wait(self) -> None:
+        if self._stops():
+            raise Cancelled("cancelled")
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Have the job's child do something; it is started when first needed."""
         if self._child is None:
-            child = ChildProcess(self._folder, self._stops, self._grace, self._jobs)
-            self._child = self._stack.enter_context(child)
+            self._child = self._stack.enter_context(self._start_child())
         return self._child.ask(do, self._report, **arguments)
+
+    def _start_child(self) -> ChildProcess:
+        gpu = NO_GPU
+        if self._job.lane.startswith(Queue.GPU):
+            gpu = self._stack.enter_context(self._worker.gpus.one(self._wait))
+        # A converted file is as large as its source's, give or take a header.
+        largest = 2 * self._job.size + MARGIN
+        return ChildProcess(
+            self._worker.forks,
+            self._folder,
+            self._stops,
+            self._worker.settings.grace,
+            self._worker.allowance(largest, gpu),
+            self._space.lock,
+        )
 
     def _stops(self) -> bool:
         return self._watch.stop is not None
@@ -287,7 +358,7 @@ class Run:
 
     def _remove_partial(self) -> None:
         """A converted folder without its mark is half of something."""
-        if (self._folder / "marks").is_dir() and Marks(self._folder).get(Stage.CONVERT) is None:
+        if self._marks.get(Stage.CONVERT) is None:
             remove(self._converted)
 
     def _reason(self, error: Exception) -> str:
@@ -296,8 +367,21 @@ class Run:
             return FULL
         if isinstance(error, TricksmithError):
             return one_line(str(error))
-        log.error("job %s: failed in %s", self._job.id, self._stage.value, exc_info=error)
+        log.error("failed in %s", self._stage.value, exc_info=error)
         return one_line(f"{self._stage.value} failed: {type(error).__name__}: {error}")
+
+
+def cause_of(error: Exception) -> str:
+    """What kind of thing went wrong, in a word or two: what failures are counted by."""
+    if isinstance(error, DiskFull) or is_disk_full(error):
+        return "disk"
+    if isinstance(error, Crashed):
+        return error.cause
+    if isinstance(error, HubUnavailable):
+        return "hub"
+    if isinstance(error, NoChild):
+        return "crash"
+    return "request" if isinstance(error, BadInput) else "unforeseen"
 
 
 def one_line(text: str) -> str:

@@ -1,39 +1,49 @@
-"""The Celery tasks: run one job, and bring lost jobs back."""
+"""The Celery tasks: take the next job and run it, and bring lost jobs back."""
 
 from __future__ import annotations
 
-import threading
+import logging
+from typing import Any
 
 from celery import Celery
 
-from service.jobs import JobStore
-from service.queue import RECOVER, RUN, send
-from service.settings import Settings
+from service.lanes import Queue
+from service.queue import RECOVER, RUN, top_up
 from workers.run import run_job
+from workers.worker import Worker
 
-UNSENT_AFTER = 10.0  # seconds; a submit needs far less between record and message
+log = logging.getLogger(__name__)
 
 
-def add_tasks(app: Celery, store: JobStore, settings: Settings, worker_stops: threading.Event) -> None:
+def add_tasks(app: Celery, worker: Worker) -> None:
     """Register the tasks on this worker's app."""
 
-    @app.task(name=RUN)
-    def run(job_id: str) -> None:
-        run_job(job_id, store, settings, worker_stops)
+    @app.task(name=RUN, bind=True)
+    def run(self: Any, job_id: str = "") -> None:
+        queue = self.request.delivery_info.get("routing_key") or Queue.CPU.value
+        attempt = worker.next_job(queue)
+        if attempt is None and job_id:
+            # A sender of an older release meant this very job.
+            attempt = worker.this_job(job_id)
+        if attempt is None:
+            return
+        run_job(attempt, worker)
+        # Messages may have come and gone while a limit held jobs back: now one may run.
+        top_up(app, worker.store)
 
     @app.task(name=RECOVER)
     def recover_jobs() -> None:
-        recover(app, store)
+        recover(app, worker)
 
 
-def recover(app: Celery, store: JobStore, unsent_after: float = UNSENT_AFTER) -> list[str]:
-    """Queue again: jobs whose worker went silent, and jobs whose message was never sent.
+def recover(app: Celery, worker: Worker) -> list[str]:
+    """Queue the jobs whose worker went silent, and call workers for all that wait.
 
     Returns:
-        Their ids.
+        The ids of the reclaimed jobs.
     """
-    reclaimed = store.reclaim()
-    lost = [*reclaimed, *(job_id for job_id in store.unsent(unsent_after) if job_id not in reclaimed)]
-    for job_id in lost:
-        send(app, store, store.get(job_id))
-    return lost
+    reclaimed = worker.store.reclaim()
+    for job_id in reclaimed:
+        log.warning("job %s: its worker went silent", job_id)
+    top_up(app, worker.store, no_gpu=not worker.registry.has(Queue.GPU))
+    return reclaimed

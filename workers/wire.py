@@ -19,6 +19,8 @@ class Error(StrEnum):
     BAD_INPUT = "bad input"
     CANCELLED = "cancelled"
     DISK_FULL = "disk full"
+    GPU = "gpu"
+    GPU_MEMORY = "gpu memory"
     MEMORY = "memory"
     UNEXPECTED = "unexpected"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.jobs import MOVES, Job, JobStore, NotOurs, Stage, State, request_key
+from service.jobs import MOVES, SCHEMA, Job, JobStore, NotOurs, Stage, State, request_key
 from service.redis_server import running_redis
 from service.settings import Settings
 from tricks import BadInput
@@ -40,7 +40,7 @@ def make(store: JobStore, to: str = "me/it", **more: Any) -> Job:
 def test_a_new_job_is_queued_and_read_back(store: JobStore) -> None:
     job = make(store, pr=True)
     assert store.get(job.id) == job
-    assert (job.state, job.pr, job.schema) == (State.QUEUED, True, 1)
+    assert (job.state, job.pr, job.schema) == (State.QUEUED, True, SCHEMA)
     assert [event.state for event in store.events(job.id)] == ["queued"]
 
 
@@ -135,7 +135,7 @@ def test_a_silent_workers_job_is_queued_again_and_it_can_change_nothing_more(sto
     store.begin(job.id, "silent", 0.05)
     time.sleep(0.1)
     assert store.reclaim() == [job.id]
-    assert store.unsent(older_than=0) == [job.id]
+    assert store.waiting_ids(10) == [job.id]
     store.begin(job.id, "other", LEASE)
     assert store.reclaim() == []
     for change in (
@@ -143,6 +143,7 @@ def test_a_silent_workers_job_is_queued_again_and_it_can_change_nothing_more(sto
         lambda: store.progress(job.id, "silent", Stage.FETCH, "bytes", 1, 2),
         lambda: store.beat(job.id, "silent", LEASE),
         lambda: store.give_back(job.id, "silent"),
+        lambda: store.lay_down(job.id, "silent", "card", "mine"),
     ):
         with pytest.raises(NotOurs):
             change()
@@ -164,14 +165,6 @@ def test_cancel_queued_and_running(store: JobStore) -> None:
     store.begin(running.id, "w", LEASE)
     assert store.cancel(running.id).state is State.RUNNING
     assert store.beat(running.id, "w", LEASE) is True
-
-
-def test_a_job_without_a_message_is_found_until_it_is_sent(store: JobStore) -> None:
-    job = make(store)
-    assert store.unsent(older_than=60) == []
-    assert store.unsent(older_than=0) == [job.id]
-    store.sent(job.id)
-    assert store.unsent(older_than=0) == []
 
 
 def test_events_wait_for_the_next_one(store: JobStore) -> None:

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from service.api import Service
 from service.settings import Settings
+from workers.forks import Forks
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,16 @@ def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "small-llama"
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """One fork server for all tests, started with a token around it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_abcdefgh")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with Forks(tmp_path_factory.mktemp("forks") / "log") as forks:
+            yield forks
 
 
 @pytest.fixture(autouse=True)

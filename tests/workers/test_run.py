@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import pytest
@@ -18,24 +19,35 @@ from transformers import OlmoConfig, OlmoForCausalLM
 
 from service.api import Service
 from service.events import Event
-from service.jobs import Job, JobStore, Stage, State
+from service.jobs import Job, Stage, State
 from service.redis_server import running_redis
 from service.settings import Settings
 from tests.hub_server import HubServer
 from tricks import Plan, make_plan, parse_trick, read_checkpoint
+from workers.forks import Forks
 from workers.marks import Marks
 from workers.process import ChildProcess, DiskFull
 from workers.run import one_line, run_job
+from workers.worker import Worker
 
 
-def run(job: Job, settings: Settings, stops: threading.Event | None = None) -> Job:
-    """Run the job here, as a worker does, and return it as it is then."""
-    with running_redis(settings) as url:
-        store = JobStore(url)
-        done = run_job(job.id, store, settings, stops or threading.Event())
-        store.close()
-    assert done is not None
-    return done
+class Runner(Protocol):
+    def __call__(self, job: Job, stops: threading.Event | None = None) -> Job: ...
+
+
+@pytest.fixture
+def run(settings: Settings, forks: Forks) -> Runner:
+    """Run a job here, as a worker does, and return it as it is then."""
+
+    def run(job: Job, stops: threading.Event | None = None) -> Job:
+        with running_redis(settings) as url, Worker(url, settings, stops=stops, forks=forks) as worker:
+            attempt = worker.this_job(job.id)
+            assert attempt is not None
+            done = run_job(attempt, worker)
+        assert done is not None
+        return done
+
+    return run
 
 
 def on_event(
@@ -72,15 +84,17 @@ def children() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and "workers.child" in child.cmdline()
+        if child.status() != psutil.STATUS_ZOMBIE
+        and "workers.forkserver" in child.cmdline()
+        and "workers.forkserver" in (child.parent() or child).cmdline()
     ]
 
 
 def test_a_job_is_published_with_all_its_papers(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = run(service.submit(str(small_llama), ["flashnorm"], str(out)), settings)
+    done = run(service.submit(str(small_llama), ["flashnorm"], str(out)))
     assert (done.state, done.verdict, done.result) == (State.PUBLISHED, "equivalent", str(out))
     assert {"config.json", "README.md", "conversion.json", "evidence.json"} <= set(os.listdir(out))
     assert service.card(done.id) == (out / "README.md").read_text()
@@ -96,12 +110,12 @@ def test_a_job_is_published_with_all_its_papers(
 
 
 def test_a_hub_job_is_published_to_the_hub_and_no_token_is_written_down(
-    service: Service, settings: Settings, small_llama: Path, hub: HubServer
+    run: Runner, service: Service, settings: Settings, small_llama: Path, hub: HubServer
 ) -> None:
     files = {path.name: path.read_bytes() for path in small_llama.iterdir()}
     hub.add_model("forge/small", files)
     job = service.submit("forge/small", ["flashnorm"], "smith/small-flashnorm")
-    done = run(job, settings)
+    done = run(job)
     assert (done.state, done.reason) == (State.PUBLISHED, None)
     assert done.result is not None
     assert done.result.endswith("smith/small-flashnorm")
@@ -111,44 +125,44 @@ def test_a_hub_job_is_published_to_the_hub_and_no_token_is_written_down(
 
 
 def test_a_failed_job_keeps_its_reason_and_goes_on_where_it_was(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     job = service.submit(str(small_llama), ["flashnorm"], str(out))
     out.mkdir()
-    failed = run(job, settings)
+    failed = run(job)
     assert failed.state is State.FAILED
     assert "Tricksmith did not make it" in str(failed.reason)
     assert os.listdir(out) == []
     out.rmdir()
     assert service.retry(job.id).state is State.QUEUED
-    done = run(job, settings)
+    done = run(job)
     assert (done.state, done.reason, done.attempts) == (State.PUBLISHED, None, 2)
     assert stages_worked(service, job) == ["publish"]
 
 
 def test_a_product_that_changed_under_its_mark_is_made_anew(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     job = service.submit(str(small_llama), ["flashnorm"], str(out))
     out.mkdir()
-    run(job, settings)
+    run(job)
     out.rmdir()
     weights = settings.work / job.id / "converted" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"\0\0")
     service.retry(job.id)
-    assert run(job, settings).state is State.PUBLISHED
+    assert run(job).state is State.PUBLISHED
     assert stages_worked(service, job) == ["convert", "verify", "publish"]
 
 
 def test_a_conversion_that_is_not_its_source_is_rejected_and_goes_nowhere(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     job = service.submit(str(small_llama), ["flashnorm"], str(out))
     out.mkdir()
-    run(job, settings)
+    run(job)
     out.rmdir()
     # An error in the converting code, planted: one gain is still there after it was folded.
     folder = settings.work / job.id
@@ -162,7 +176,7 @@ def test_a_conversion_that_is_not_its_source_is_rejected_and_goes_nowhere(
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     marks.put(Stage.CONVERT, mark | {"files": mark["files"] | {"model.safetensors": digest}})
     service.retry(job.id)
-    done = run(job, settings)
+    done = run(job)
     assert (done.state, done.verdict, done.result) == (State.REJECTED, "different", None)
     assert "not its source" in str(done.reason)
     assert not out.exists()
@@ -170,11 +184,11 @@ def test_a_conversion_that_is_not_its_source_is_rejected_and_goes_nowhere(
 
 
 def test_cancel_stops_a_running_job_and_leaves_nothing(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     job = service.submit(str(small_llama), ["flashnorm"], str(tmp_path / "out"))
     follower = on_event(service, job, in_verify, lambda: service.cancel(job.id))
-    done = run(job, settings)
+    done = run(job)
     follower.join()
     assert (done.state, done.reason) == (State.CANCELLED, "cancelled")
     assert not (tmp_path / "out").exists()
@@ -183,41 +197,42 @@ def test_cancel_stops_a_running_job_and_leaves_nothing(
 
 
 def test_a_killed_child_fails_the_job_alone_and_a_retry_goes_on(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     job = service.submit(str(small_llama), ["flashnorm"], str(tmp_path / "out"))
     follower = on_event(service, job, in_verify, lambda: children()[0].send_signal(signal.SIGKILL))
-    failed = run(job, settings)
+    failed = run(job)
     follower.join()
     assert failed.state is State.FAILED
-    assert "memory ran out" in str(failed.reason)
+    assert "killed from outside" in str(failed.reason)
     service.retry(job.id)
-    assert run(job, settings).state is State.PUBLISHED
+    assert run(job).state is State.PUBLISHED
     assert stages_worked(service, job) == ["verify", "publish"]
 
 
 def test_a_worker_that_stops_gives_the_job_back(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     job = service.submit(str(small_llama), ["flashnorm"], str(tmp_path / "out"))
     stops = threading.Event()
     follower = on_event(service, job, in_verify, stops.set)
-    assert run(job, settings, stops).state is State.QUEUED
+    assert run(job, stops).state is State.QUEUED
     follower.join()
     assert children() == []
 
 
 def test_a_cancelled_job_is_not_run(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    forks: Forks, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     job = service.submit(str(small_llama), ["flashnorm"], str(tmp_path / "out"))
     service.cancel(job.id)
-    with running_redis(settings) as url:
-        assert run_job(job.id, JobStore(url), settings, threading.Event()) is None
+    with running_redis(settings) as url, Worker(url, settings, forks=forks) as worker:
+        assert worker.this_job(job.id) is None
+        assert worker.next_job("cpu") is None
 
 
 def test_a_source_that_changed_since_is_refused(
-    service: Service, settings: Settings, small_llama: Path, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, small_llama: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "model"
     source.mkdir()
@@ -226,13 +241,13 @@ def test_a_source_that_changed_since_is_refused(
     job = service.submit(str(source), ["flashnorm"], str(tmp_path / "out"))
     with (source / "config.json").open("a") as file:
         file.write("\n")
-    done = run(job, settings)
+    done = run(job)
     assert done.state is State.FAILED
     assert "changed after the job was submitted" in str(done.reason)
 
 
 def test_a_plan_that_fits_nowhere_fails_with_the_reason(
-    service: Service, settings: Settings, tmp_path: Path
+    run: Runner, service: Service, settings: Settings, tmp_path: Path
 ) -> None:
     config = OlmoConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
@@ -240,13 +255,15 @@ def test_a_plan_that_fits_nowhere_fails_with_the_reason(
     model = OlmoForCausalLM(config)  # its norms have no gains
     model.save_pretrained(tmp_path / "gainless")
     job = service.submit(str(tmp_path / "gainless"), ["flashnorm"], str(tmp_path / "out"))
-    done = run(job, settings)
+    done = run(job)
     assert done.state is State.FAILED
     assert "flashnorm fits nowhere" in str(done.reason)
     assert len(str(done.reason).splitlines()) == 1
 
 
-def test_a_full_disk_is_told_and_leaves_no_partial_output(small_llama: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_leaves_no_partial_output(
+    forks: Forks, small_llama: Path, tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -257,7 +274,10 @@ def test_a_full_disk_is_told_and_leaves_no_partial_output(small_llama: Path, tmp
     try:
         plan: Plan = make_plan(read_checkpoint(small_llama), [parse_trick("flashnorm")])
         arguments = {"plan": plan.to_json(), "source": str(small_llama), "out": str(disk / "out")}
-        with ChildProcess(tmp_path, lambda: False, 1) as child, pytest.raises(DiskFull, match="disk is full"):
+        with (
+            ChildProcess(forks, tmp_path, lambda: False, 1) as child,
+            pytest.raises(DiskFull, match="disk is full"),
+        ):
             child.ask("convert", lambda unit, done, total: None, **arguments)
         assert os.listdir(disk) == []
     finally:
