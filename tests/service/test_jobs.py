@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.jobs import MOVES, SCHEMA, Job, JobStore, NotOurs, Stage, State, request_key
+from service.jobs import MOST_LOST, MOVES, SCHEMA, Job, JobStore, NotOurs, Stage, State, request_key
+from service.lanes import LARGE_FIRST_EVERY, in_order, lane
+from service.limits import Limits
 from service.redis_server import running_redis
+from service.retention import retire
 from service.settings import Settings
 from tricks import BadInput
 
@@ -188,3 +193,178 @@ def test_a_record_of_a_later_schema_can_be_read(store: JobStore) -> None:
     job = make(store)
     store._redis.hset(f"tricksmith:job:{job.id}", "colour", '"blue"')
     assert store.get(job.id).id == job.id
+
+
+def queue(store: JobStore, user: str, number: int, lane: str = "cpu/people/small", **more: Any) -> Job:
+    return make(store, f"{user}/{number}-{lane}", user=user, lane=lane, **more)
+
+
+def take(store: JobStore, lanes: list[str] | None = None, **more: Any) -> Job | None:
+    return store.take(secrets.token_hex(4), LEASE, lanes or in_order(["cpu"], 0), **more)
+
+
+def taken(store: JobStore, count: int, **more: Any) -> list[str]:
+    jobs = [take(store, **more) for _ in range(count)]
+    return [job.to for job in jobs if job is not None]
+
+
+def test_users_take_turns_however_many_jobs_each_has(store: JobStore) -> None:
+    for number in range(6):
+        queue(store, "ann", number)
+    for number in range(3):
+        queue(store, "bob", number)
+    queue(store, "cec", 0)
+    users = [to.partition("/")[0] for to in taken(store, 10)]
+    assert users == ["ann", "bob", "cec", "ann", "bob", "ann", "bob", "ann", "ann", "ann"]
+
+
+def test_one_users_jobs_are_taken_in_their_order(store: JobStore) -> None:
+    for number in range(4):
+        queue(store, "ann", number)
+    assert [to.split("/")[1][0] for to in taken(store, 4)] == ["0", "1", "2", "3"]
+
+
+def test_the_place_in_line_is_kept(store: JobStore) -> None:
+    jobs = [queue(store, user, number) for user in ("ann", "bob") for number in range(3)]
+    ahead = {job.id: store.ahead(job) for job in jobs}
+    for position in range(6):
+        job = take(store)
+        assert job is not None
+        assert ahead[job.id] <= position + 1
+    assert take(store) is None
+
+
+def test_schedules_come_after_people(store: JobStore) -> None:
+    queue(store, "watch", 0, lane(schedule=True))
+    queue(store, "ann", 0)
+    assert [to.partition("/")[0] for to in taken(store, 2)] == ["ann", "watch"]
+
+
+def test_large_jobs_leave_a_place_for_small_ones_and_are_not_starved(store: JobStore) -> None:
+    for number in range(3):
+        queue(store, "big", number, lane(large=True))
+    for number in range(8):
+        queue(store, "small", number)
+    order = []
+    for turn in range(8):
+        job = store.take(f"w{turn}", LEASE, in_order(["cpu"], turn), large=1)
+        assert job is not None
+        order.append(job.user)
+    assert order.count("big") == 1  # one of two places; the others wait for it
+    assert "big" in order[:LARGE_FIRST_EVERY]
+
+
+def test_a_users_running_jobs_are_capped_while_others_go_on(store: JobStore) -> None:
+    for number in range(3):
+        queue(store, "ann", number)
+    queue(store, "bob", 0)
+    users = [to.partition("/")[0] for to in taken(store, 4, user_running=1)]
+    assert users == ["ann", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(user_waiting=2), "you have 2 jobs waiting"),
+        (Limits(all_waiting=2), "2 jobs are waiting"),
+        (Limits(user_bytes=25), "in a day"),
+    ],
+)
+def test_a_limit_is_kept_whoever_asks_at_once(store: JobStore, limits: Limits, said: str) -> None:
+    refused: list[str] = []
+
+    def submit(number: int) -> None:
+        source = {"model": "org/it", "size_bytes": 10}
+        key = f"{said}{number}"
+        try:
+            store.create(
+                model="m", tricks=[], to=str(number), source=source, key=key, user="ann", limits=limits
+            )
+        except BadInput as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=submit, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 6
+    assert all(said in text for text in refused)
+    assert store.waiting() == 2
+
+
+def test_an_answer_that_was_lost_on_its_way_takes_no_second_job(store: JobStore) -> None:
+    jobs = [queue(store, "ann", number) for number in range(2)]
+    first = store.take("w", LEASE, in_order(["cpu"], 0))
+    again = store.take("w", LEASE, in_order(["cpu"], 0))
+    assert first is not None
+    assert again is not None
+    assert first.id == again.id == jobs[0].id
+    assert store.waiting() == 1
+
+
+def test_a_job_that_takes_its_workers_down_is_failed_in_the_end(store: JobStore) -> None:
+    job = make(store)
+    for attempt in range(MOST_LOST):
+        assert store.get(job.id).state is State.QUEUED
+        store.begin(job.id, f"w{attempt}", 0.01)
+        time.sleep(0.03)
+        assert store.reclaim() == [job.id]
+    failed = store.get(job.id)
+    assert (failed.state, failed.cause) == (State.FAILED, "worker lost")
+    assert "its worker died" in str(failed.reason)
+
+
+def test_a_retry_that_races_with_a_new_request_makes_no_second_job(store: JobStore) -> None:
+    old = make(store)
+    store.begin(old.id, "w", LEASE)
+    store.finish(old.id, "w", State.FAILED, reason="no")
+    results: list[str] = []
+
+    def retry() -> None:
+        try:
+            results.append(store.retry(old.id).id)
+        except NotOurs:
+            results.append("refused")
+
+    threads = [threading.Thread(target=retry), threading.Thread(target=lambda: make(store))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.waiting() == 1
+
+
+def test_a_finished_job_loses_its_details_and_later_itself(store: JobStore) -> None:
+    job = make(store)
+    store.begin(job.id, "w", LEASE)
+    store.lay_down(job.id, "w", "card", "x" * 100_000)
+    for number in range(500):
+        store.progress(job.id, "w", Stage.CONVERT, "bytes", number, 500)
+    waiting = make(store, "me/other")
+    store.finish(job.id, "w", State.PUBLISHED, verdict="equivalent", result="/out")
+    assert retire(store, details=0, records=3600) == (1, 0)
+    assert (store.paper(job.id, "card"), store.events(job.id)) == (None, [])
+    kept = store.get(job.id)
+    assert (kept.state, kept.verdict, kept.result) == (State.PUBLISHED, "equivalent", "/out")
+    keys = list(store._redis.scan_iter(f"*{job.id}*"))
+    assert sum(store._redis.memory_usage(key) for key in keys) < 4096
+    assert retire(store, details=0, records=0) == (0, 1)
+    with pytest.raises(BadInput):
+        store.get(job.id)
+    assert store.get(waiting.id).state is State.QUEUED
+
+
+def test_events_keep_their_times_through_a_restart(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    with running_redis(settings) as url:
+        store = JobStore(url)
+        job = make(store)
+        events = store.events(job.id)
+        store.close()
+    time.sleep(0.05)
+    with running_redis(settings) as url:
+        store = JobStore(url)
+        assert store.events(job.id) == events
+        assert store.get(job.id) == job
+        store.close()

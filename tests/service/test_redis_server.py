@@ -7,6 +7,8 @@ import signal
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,55 @@ def test_redis_url_wins_and_its_password_is_not_told(tmp_path: Path) -> None:
     ):
         pass
     assert "hunter2" not in str(error.value)
+
+
+def server_pid(url: str) -> int:
+    pid: int = redis.Redis.from_url(url).info("server")["process_id"]
+    return pid
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(redis.Redis.from_url(url, socket_timeout=1).ping())
+    except redis.RedisError:
+        return False
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_server_runs_again_with_all_that_it_had_accepted(tmp_path: Path) -> None:
+    with running_redis(Settings(data=tmp_path)) as url:
+        client = redis.Redis.from_url(url, decode_responses=True)
+        for number in range(500):
+            client.rpush("accepted", number)
+        client.xadd("told", {"kind": "state"})
+        told = client.xrange("told")
+        os.kill(server_pid(url), signal.SIGKILL)
+        wait_until(lambda: answers(url))
+        assert client.lrange("accepted", 0, -1) == [str(number) for number in range(500)]
+        assert client.xrange("told") == told
+
+
+def test_a_server_that_is_stopped_for_a_while_gets_no_twin(tmp_path: Path) -> None:
+    with running_redis(Settings(data=tmp_path)) as url:
+        pid = server_pid(url)
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: answers(url))
+        assert server_pid(url) == pid
+
+
+def test_two_users_of_a_killed_server_agree_on_one(tmp_path: Path) -> None:
+    with running_redis(Settings(data=tmp_path)) as url, running_redis(Settings(data=tmp_path)):
+        os.kill(server_pid(url), signal.SIGKILL)
+        wait_until(lambda: answers(url))
+        pid = server_pid(url)
+        time.sleep(1.5)
+        assert server_pid(url) == pid
+    assert not answers(url)
