@@ -501,9 +501,8 @@ class JobStore:
 
     def _before(self, name: str, seconds: float, limit: int) -> list[str]:
         now, micro = self._redis.time()
-        found: list[str] = self._redis.zrangebyscore(
-            PREFIX + name, "-inf", now + micro / 1e6 - seconds, start=0, num=limit
-        )
+        until = now + micro / 1e6 - seconds
+        found: list[str] = self._redis.zrangebyscore(PREFIX + name, "-inf", until, start=0, num=limit)
         return found
 
     # -- the scripts' callers ----------------------------------------------------------------------
