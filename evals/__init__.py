@@ -1,9 +1,12 @@
 """Two models side by side: what is measured, against which noise, and the verdict."""
 
 from evals.compare import compare
+from evals.estimate import estimate_seconds
 from evals.evidence import Evidence
-from evals.memory import MemoryLimit, parse_memory
+from evals.memory import MemoryLimit, check_device, parse_memory
 from evals.recipe import RECIPES, Recipe, load_recipe
+from evals.recipe import change as change_recipe
+from evals.report import report_page
 from evals.verdict import Check, Verdict
 
 __all__ = [
@@ -13,7 +16,11 @@ __all__ = [
     "MemoryLimit",
     "Recipe",
     "Verdict",
+    "change_recipe",
+    "check_device",
     "compare",
+    "estimate_seconds",
     "load_recipe",
     "parse_memory",
+    "report_page",
 ]

@@ -36,6 +36,7 @@ from evals.verdict import (
     Floor,
     Verdict,
     budget_checks,
+    budget_of,
     check_budget,
     generation_checks,
     loose_checks,
@@ -99,8 +100,9 @@ def compare(
         lossless: hold it to the source's own rounding noise alone; otherwise `budget` is what it may differ
             by.
         budget: for approximate tricks, any of `kl` (nats/token, at most), `top1` (share, at least) and
-            `perplexity` (relative increase, at most); all that are given must be kept.
-        tricks: the names of the tricks that were applied; None reads them from the converted folder's
+            `perplexity` (relative increase, at most); all that are given must be kept. None reads options
+            of these names from the tricks.
+        tricks: the tricks that were applied, as written; None reads them from the converted folder's
             `conversion.json`, where there is one.
         text, tasks, tokens: instead of the recipe's.
         device: a torch device; by default the GPU where there is one.
@@ -113,7 +115,8 @@ def compare(
     """
     started = time.monotonic()
     recipe = change(recipe, {"text": text, "tasks": list(tasks) or None, "tokens": tokens})
-    limits = check_budget(lossless, budget)
+    applied = _tricks_of(converted) if tricks is None else list(tricks)
+    limits = check_budget(lossless, budget or (None if lossless else budget_of(applied)))
     config = read_config(source)
     own_code = runs_own_code(converted, read_config(converted), config)
     storage = storage_dtype(source)
@@ -122,7 +125,7 @@ def compare(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     memory = memory or MemoryLimit()
     reasons, notes = tokenizer_changes(source, converted)
-    applied = _tricks_of(converted) if tricks is None else list(tricks)
+    names = {trick.split(":")[0] for trick in applied}
     run = _Comparison(
         source=source,
         converted=converted,
@@ -131,10 +134,7 @@ def compare(
         stored=Place(storage, device, memory),
         own_code=own_code,
         lossless=lossless,
-        sharp=lossless
-        and not own_code
-        and set(applied) <= SCALING
-        and same_weights_laid_out(source, converted),
+        sharp=lossless and not own_code and names <= SCALING and same_weights_laid_out(source, converted),
     )
     with exact_matmul():
         reference = run_source(source, run.kind, run.wide, storage, recipe, report or silent, run.sharp)
@@ -299,10 +299,10 @@ def _judge(
 
 
 def _tricks_of(converted: Path) -> list[str]:
-    """The names of the tricks in the folder's `conversion.json`; none where there is no such file."""
+    """The tricks in the folder's `conversion.json`, as written; none where there is no such file."""
     try:
         recipe = json.loads((converted / "conversion.json").read_text(encoding="utf-8"))["recipe"]
-        return [str(trick).split(":")[0] for trick in recipe]
+        return [str(trick) for trick in recipe]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

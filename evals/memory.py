@@ -70,6 +70,19 @@ def parse_memory(text: str) -> MemoryLimit:
     return MemoryLimit(**found)
 
 
+def check_device(name: str) -> str:
+    """The device, if torch knows it and it is here.
+
+    Raises:
+        BadInput: it is not.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"no device {name!r} here; leave --device out, or write cpu") from error
+    return name
+
+
 def placement(
     folder: Path, dtype: torch.dtype, device: str, limit: MemoryLimit, offload: str
 ) -> dict[str, Any]:

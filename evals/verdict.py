@@ -201,6 +201,22 @@ def budget_checks(
     return checks
 
 
+def budget_of(tricks: Sequence[str]) -> dict[str, float]:
+    """The budget that tricks state in their options, as `approximate:kl=0.01`; the strictest of several."""
+    budget: dict[str, float] = {}
+    for trick in tricks:
+        for option in trick.partition(":")[2].split(","):
+            name, _, value = option.partition("=")
+            try:
+                limit = float(value)
+            except ValueError:
+                continue
+            if name in BUDGET:
+                strictest = max if name == "top1" else min
+                budget[name] = strictest(limit, budget.get(name, limit))
+    return budget
+
+
 def check_budget(lossless: bool, budget: Mapping[str, float] | None) -> dict[str, float]:
     """The budget as given, looked over.
 

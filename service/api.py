@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from tricks import TRICKS, BadInput, Conversion, Plan, Report, Trick, convert, m
 if TYPE_CHECKING:  # evals brings torch, which a list of jobs does not need
     from celery import Celery
 
-    from evals import Evidence
+    from evals import Evidence, MemoryLimit, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -123,27 +123,52 @@ class Service:
         return plan, conversion
 
     def verify(
-        self, source: str, converted: str, tasks: Sequence[str] = (), report: Report = silent
+        self,
+        source: str,
+        converted: str,
+        tasks: Sequence[str] = (),
+        report: Report = silent,
+        *,
+        recipe: Recipe | None = None,
+        budget: Mapping[str, float] | None = None,
+        device: str | None = None,
+        memory: MemoryLimit | None = None,
+        begin: Callable[[float], None] | None = None,
     ) -> Evidence:
         """Measure `converted` against `source`; each is a folder or a Hub model.
 
         Where `converted` is a folder that Tricksmith made from these very files of `source`, the evidence is
-        laid down in it and its card is written anew.
+        laid down in it and its card is written anew. The source's task results are kept in the data folder.
+
+        Args:
+            recipe: how much is measured; by default `quick`, with `tasks` where some are given.
+            budget: hold it to this as an approximate conversion (see `evals.compare`).
+            begin: told how many seconds it will take, about, before it starts.
 
         Raises:
             BadInput: one of the two cannot be read, or a task is unknown.
         """
-        from evals import compare
+        from evals import RECIPES, compare, estimate_seconds
+
+        recipe = recipe or RECIPES["quick"]
 
         ours, theirs = resolve(converted), resolve(source)
         manifest = None if ours.folder is None else read_manifest(Path(ours.folder))
         with TemporaryDirectory(prefix="tricksmith-") as scratch, disk_errors():
             folder = fetch(theirs, Path(scratch) / "source", report=report)
+            made = fetch(ours, Path(scratch) / "converted", report=report)
+            if begin is not None:
+                begin(estimate_seconds(folder, recipe, tasks, device))
             evidence = compare(
                 folder,
-                fetch(ours, Path(scratch) / "converted", report=report),
-                lossless=manifest is None or manifest.get("lossless") is not False,
+                made,
+                recipe=recipe,
+                lossless=budget is None and (manifest is None or manifest.get("lossless") is not False),
+                budget=budget,
                 tasks=tasks,
+                device=device,
+                memory=memory,
+                cache=self.settings.data / "task-results",
                 report=report,
             )
             if ours.folder is not None and manifest is not None and _is_source_of(folder, manifest):

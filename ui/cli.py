@@ -64,6 +64,38 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--task", action="append", default=[], metavar="NAME", help="an lm-eval task to run too"
     )
+    verify.add_argument(
+        "--recipe", default="quick", metavar="R", help="quick (default), standard, full, or a YAML file"
+    )
+    verify.add_argument(
+        "--text", metavar="TEXT", help="a text file, a table (FILE#COLUMN) or data set, or wikitext-2"
+    )
+    verify.add_argument("--tokens", type=_positive, metavar="N", help="how many tokens of the text to score")
+    verify.add_argument("--window", type=_positive, metavar="N", help="tokens of a window, at most")
+    verify.add_argument("--cut", metavar="HOW", help="sliding (default), rolling (as lm-eval) or chunks")
+    verify.add_argument("--limit", type=_positive, metavar="N", help="documents of each task, at most")
+    verify.add_argument("--fewshot", type=_count, metavar="N", help="examples in front of each document")
+    verify.add_argument(
+        "--chat-template", action="store_true", default=None, help="ask through the chat template"
+    )
+    verify.add_argument("--batch", type=_positive, metavar="N", help="rows of a forward pass, at most")
+    verify.add_argument(
+        "--margin", type=float, metavar="X", help="the difference of a score that still counts as the same"
+    )
+    verify.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="WHAT=X",
+        help="what an approximate conversion may differ by: kl, top1, perplexity",
+    )
+    verify.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
+    )
+    verify.add_argument(
+        "--max-memory", metavar="SIZE", help="the most memory to hold: 8GiB, or cuda=20GiB,cpu=8GiB"
+    )
+    verify.add_argument("--report", metavar="FILE", help="write a page that stands alone, with pictures")
 
     submit = add("submit", "queue a job: convert, verify, publish")
     submit.add_argument("model", metavar="MODEL", help=_MODEL)
@@ -117,6 +149,12 @@ def parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 

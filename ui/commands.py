@@ -67,17 +67,27 @@ def convert(args: argparse.Namespace) -> int:
 
 def verify(args: argparse.Namespace) -> int:
     """Compare two models."""
+    from ui.verifying import evidence_options, write_report
+
     progress = Progress(sys.stderr)
     with answering(args.json) as answer:
+        options = evidence_options(args)
         try:
             evidence = Service(Settings.from_env()).verify(
-                args.source, args.converted, args.task, progress.within("verify")
+                args.source,
+                args.converted,
+                args.task,
+                progress.within("verify"),
+                **options,
+                begin=lambda seconds: note(f"about {duration(seconds)} on this machine"),
             )
         except BaseException:
             progress.end("✕")
             raise
         progress.end()
         answer(evidence.to_json() if args.json else evidence_text(evidence))
+        if args.report:
+            write_report(evidence, Path(args.report), args.source, args.converted)
     return DONE if evidence.verdict.publishable else NO
 
 

@@ -96,8 +96,8 @@ def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) ->
     from evals import compare  # late: planning needs no evals
 
     source, converted = Path(request["source"]), Path(request["converted"])
-    lossless = bool(request["lossless"])
-    return compare(source, converted, lossless=lossless, report=report).to_json()
+    lossless, tricks = bool(request["lossless"]), request["tricks"]
+    return compare(source, converted, lossless=lossless, tricks=tricks, report=report).to_json()
 
 
 DEEDS: dict[str, Callable[[dict[str, Any], Callable[[str, int, int], None]], dict[str, Any]]] = {

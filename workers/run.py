@@ -230,7 +230,11 @@ class Run:
         mark = self._marks.get(Stage.VERIFY)
         if mark is None:
             mark = self._ask(
-                "verify", source=str(folder), converted=str(self._converted), lossless=plan.lossless
+                "verify",
+                source=str(folder),
+                converted=str(self._converted),
+                lossless=plan.lossless,
+                tricks=[str(trick) for trick in plan.tricks],
             )
             self._marks.put(Stage.VERIFY, mark)
         from evals import Evidence
