@@ -13,7 +13,6 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,19 +48,20 @@ def main() -> int:
 
 
 def _measure_all(wanted: list[tuple[str, str, str]], jobs: int) -> list[Row]:
-    context = multiprocessing.get_context("spawn")
     rows = []
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=25) as pool:
-        futures = [pool.submit(measure, *entry) for entry in wanted]
-        for number, future in enumerate(as_completed(futures), 1):
-            row = future.result()
+    # A process is renewed now and then: hundreds of modelling modules are imported on the way.
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=25) as pool:
+        for row in pool.imap_unordered(_measure, wanted):
             rows.append(row)
             what = row.reason or f"{row.folded} of {row.norms} norms folded, error {row.error}"
-            print(
-                f"{number}/{len(futures)} {row.type}: {row.status}; {what} ({row.seconds} s)", file=sys.stderr
-            )
+            line = f"{len(rows)}/{len(wanted)} {row.type}: {row.status}; {what} ({row.seconds} s)"
+            print(line, file=sys.stderr, flush=True)
     order = {entry: place for place, entry in enumerate(wanted)}
     return sorted(rows, key=lambda row: order[row.family, row.type, row.architecture])
+
+
+def _measure(entry: tuple[str, str, str]) -> Row:
+    return measure(*entry)
 
 
 def _counts(rows: list[Row]) -> dict[str, Counter[str]]:

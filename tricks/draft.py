@@ -14,6 +14,7 @@ from tricks.plan import Plan
 from tricks.precompute import plan_precompute
 from tricks.recipe import TRICKS, Trick
 from tricks.subject import Draft, Subject
+from tricks.tally import check_tensors
 
 PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
     "precompute": plan_precompute,
@@ -26,7 +27,8 @@ def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
     """A plan without its proof; the tricks are carried out in the order of `TRICKS`."""
     blueprint = read_config(checkpoint.config, checkpoint.name)
     model = build(blueprint, "meta", torch.float32)
-    subject = Subject(model, read_wiring(model), checkpoint, blueprint.config)
+    unloaded = check_tensors(model, checkpoint)
+    subject = Subject(model, read_wiring(model), checkpoint, blueprint.config, unloaded)
     order = list(TRICKS)
     drafts: list[Draft] = []
     for trick in sorted(tricks, key=lambda t: order.index(t.name)):

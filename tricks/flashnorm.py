@@ -9,10 +9,12 @@ which the other forms build (see `forms`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tricks.checkpoint import Checkpoint
 from tricks.edits import Edit, Fill, Scale, Shift
 from tricks.errors import BadInput
+from tricks.families import GENERATIVE, auto_class
 from tricks.forms import shaped
 from tricks.layout import FLOATS, Axis, locate
 from tricks.place import Place
@@ -32,7 +34,7 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
     wiring, checkpoint = subject.wiring, subject.checkpoint
     draft = Draft()
     elements = 0
-    reasons = {norm.gain: _claimed(norm, subject) or wiring.foldable(norm) for norm in wiring.norms}
+    reasons = {norm.gain: _kept(norm, subject) or wiring.foldable(norm) for norm in wiring.norms}
     marks = dict(_marks(wiring, reasons))
     found = locate(subject.model, checkpoint, marks)
     for norm in wiring.norms:
@@ -63,10 +65,24 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
     return shaped(subject, draft, trick.option("form"))
 
 
-def _claimed(norm: Norm, subject: Subject) -> str | None:
+def _kept(norm: Norm, subject: Subject) -> str | None:
+    """Why a norm must stay whatever its wiring allows."""
     readers = [consumer.param.rpartition(".")[0] for consumer in norm.consumers]
     taken = next((trick for path in (norm.module, *readers) if (trick := subject.claimed(path))), None)
-    return f"what it does is part of {taken} already" if taken else None
+    if taken:
+        return f"what it does is part of {taken} already"
+    model: Any = subject.model
+    body = model.base_model_prefix + "."
+    if not norm.module.startswith(body) or all(c.param.startswith(body) for c in norm.consumers):
+        return None
+    if auto_class(type(model).__name__) not in GENERATIVE:
+        return "its output is the embedding that this checkpoint is used for, so it keeps its gain"
+    if subject.unloaded:
+        return (
+            f"the checkpoint holds tensors that transformers does not load, like {subject.unloaded[0]}, "
+            "which may read its output"
+        )
+    return None
 
 
 class _Left(Exception):

@@ -74,7 +74,8 @@ class Replica:
             name: torch.empty(p.shape, dtype=torch.float64)
             for name, p in module.named_parameters(recurse=False)
         }
-        self._norm.__dict__["_parameters"] = self._parameters
+        absent = {name: None for name, p in module._parameters.items() if p is None}
+        self._norm.__dict__["_parameters"] = self._parameters | absent
         buffers = {name: self._sample(b) for name, b in module.named_buffers(recurse=False)}
         self._norm.__dict__["_buffers"] = buffers
         self._args, self._kwargs = tree_map(self._sample, (args, kwargs))

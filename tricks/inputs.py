@@ -20,7 +20,7 @@ def sample_inputs(model: nn.Module, seed: int | None = None) -> Iterator[dict[st
         seed: for random token ids and features; None gives zeros, on the model's device.
     """
     accepted = inspect.signature(model.forward).parameters
-    device = next(model.parameters()).device
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def ids(count: int) -> torch.Tensor:
@@ -30,8 +30,8 @@ def sample_inputs(model: nn.Module, seed: int | None = None) -> Iterator[dict[st
 
     def features(*shape: int) -> torch.Tensor:
         if generator is None:
-            return torch.zeros((BATCH, *shape), device=device)
-        return torch.randn((BATCH, *shape), generator=generator).to(device)
+            return torch.zeros((BATCH, *shape), device=device, dtype=dtype)
+        return torch.randn((BATCH, *shape), generator=generator).to(device, dtype)
 
     common: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
     if "decoder_input_ids" in accepted:

@@ -51,7 +51,7 @@ def locate(
         saved = revert_weight_conversion(model, wanted)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - parameters of different marks were to be fused: none of it can be placed
         return {}
-    prefix = getattr(model, "base_model_prefix", "") + "."
+    prefix: str = getattr(model, "base_model_prefix", "")
     found: dict[int, list[Axis]] = {}
     lost: set[int] = set()
     for name, tensor in saved.items():
@@ -59,7 +59,7 @@ def locate(
             if size < _MARK:
                 continue
             mark = size - _MARK
-            key = _key(name, prefix, checkpoint)
+            key = key_of(name, prefix, checkpoint)
             if key is None or not _fits(checkpoint.tensors[key].shape, tensor.shape, axis):
                 lost.add(mark)
             else:
@@ -98,8 +98,9 @@ def _shapes(
     return result
 
 
-def _key(name: str, prefix: str, checkpoint: Checkpoint) -> str | None:
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
+def key_of(name: str, prefix: str, checkpoint: Checkpoint) -> str | None:
+    """The checkpoint's key of a name that transformers saves, with or without the base model's prefix."""
+    for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
         if candidate in checkpoint.tensors:
             return candidate
     return None

@@ -70,13 +70,13 @@ class _TooLarge(Exception):
     """A shrunk config that is still too large to fill."""
 
 
-def _kinds(plan: Plan) -> set[tuple[str, bool, str]]:
-    """The kinds of places of a plan: paths and details without their numbers."""
+def _kinds(plan: Plan) -> set[tuple[str, str]]:
+    """The kinds of places that a plan changes: paths and details without their numbers."""
 
     def plain(text: str) -> str:
         return re.sub(r"\d+", "*", text)
 
-    return {(plain(p.where), p.fits, plain(p.detail) if p.fits else "") for p in plan.places}
+    return {(plain(place.where), plain(place.detail)) for place in plan.places if place.fits}
 
 
 def _try(plan: Plan, blueprint: Blueprint) -> tuple[float, bool]:

@@ -18,6 +18,7 @@ from tricks.wiring import Wiring
 class Subject:
     """A model to plan for: its class on the meta device, its wiring, and its checkpoint's headers.
 
+    `unloaded` names tensors of the checkpoint that transformers does not load: heads for drafting, say.
     `claims` maps the path of each module that an earlier trick of the recipe takes for itself to that trick.
     """
 
@@ -25,6 +26,7 @@ class Subject:
     wiring: Wiring
     checkpoint: Checkpoint
     config: PretrainedConfig
+    unloaded: tuple[str, ...] = ()
     claims: dict[str, str] = field(default_factory=dict)
 
     def claimed(self, path: str) -> str | None:

@@ -139,10 +139,15 @@ class Tracer(TorchDispatchMode):
         """Run the model once on `inputs`, following everything."""
         try:
             with torch.no_grad(), self:
-                self._model(**inputs)
+                output = self._model(**inputs)
         finally:
             for handle in self._handles:
                 handle.remove()
+        for name, value in output.items():
+            # What the encoder returned is passed along for a next call, and means nothing by itself.
+            label = self._label(value)
+            if isinstance(label, Scaled) and not name.startswith("encoder_"):
+                self.norms[label.gain].block(f"its output is what the model returns as {name}")
 
     def join(self, other: Tracer) -> None:
         """Add what another run of the same model has seen."""
