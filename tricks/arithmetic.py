@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 
-TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""safetensors dtype -> torch dtype, for the dtypes that can be edited."""
+TORCH = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+}
+"""safetensors dtype -> torch dtype, for the dtypes that can be written (indices are I32)."""
 
 
 def factor(gain: torch.Tensor, offset: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,15 @@ from tricks.ship import code_fields, shipped_code
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote: file name -> SHA-256 in hex, and the bytes it moved."""
+    """What a conversion wrote: file name -> SHA-256 in hex, and the bytes it moved.
+
+    `conditions` maps each operation that inverted matrices to the worst of their condition numbers.
+    """
 
     files: dict[str, str]
     bytes_read: int
     bytes_written: int
+    conditions: dict[str, float] = field(default_factory=dict)
 
 
 def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Conversion:
@@ -70,7 +74,7 @@ def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Con
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     written = sum((out / name).stat().st_size for name in files)
-    return Conversion(files, work.reader.bytes_read, written)
+    return Conversion(files, work.reader.bytes_read, written, work.conditions)
 
 
 def _write(work: Editor, plan: Plan, source: Path, partial: Path, report: Report) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch
 
 from tricks.checkpoint import Checkpoint
 from tricks.flashnorm import plan_flashnorm
+from tricks.matshrink import plan_matshrink
 from tricks.merged import merged
 from tricks.model import build, read_config, read_wiring
 from tricks.plan import Plan
@@ -19,6 +20,7 @@ from tricks.tally import check_tensors
 PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
     "precompute": plan_precompute,
     "flashnorm": plan_flashnorm,
+    "matshrink": plan_matshrink,
 }
 """Trick name -> the function that plans it."""
 

@@ -56,6 +56,7 @@ class Editor:
         self._values: dict[str, Value] = {}
         self._file: dict[str, str] = {}
         self._call: Call | None = None
+        self._calls: list[Call] = []
         for info in sorted(checkpoint.tensors.values(), key=lambda t: (t.file, t.begin)):
             self._values[info.name] = Stored(self.reader, info)
             self._file[info.name] = info.file
@@ -67,6 +68,7 @@ class Editor:
             case Make():
                 inputs = {role: self._value(name) for role, name in edit.inputs.items()}
                 call = Call(edit.operation, inputs, edit.options)
+                self._calls.append(call)
                 file = self._file[next(iter(edit.inputs.values()))]
                 for role, new in edit.outputs.items():
                     self._values[new.name] = Made(call, role, new)
@@ -122,6 +124,15 @@ class Editor:
     def weight_bytes(self) -> int:
         """Bytes of all tensors of the result."""
         return sum(map(_bytes, self._values.values()))
+
+    @property
+    def conditions(self) -> dict[str, float]:
+        """Operation -> the worst condition number of what it inverted, as far as it has run."""
+        worst: dict[str, float] = {}
+        for call in self._calls:
+            if call.condition is not None:
+                worst[call.operation] = max(worst.get(call.operation, 0.0), call.condition)
+        return worst
 
     def _unchanged(self, file: str) -> bool:
         before = {n: (t.dtype, t.shape) for n, t in self.checkpoint.tensors.items() if t.file == file}

@@ -23,7 +23,7 @@ from tricks.first_layer import Baked, FirstLayer, Unfit, first_layer
 from tricks.layout import FLOATS, stored_whole
 from tricks.place import Place
 from tricks.recipe import Trick
-from tricks.specimen import specimen
+from tricks.specimen import NoSpecimen, specimen
 from tricks.subject import Draft, Subject
 from tricks.token_only import observe
 
@@ -39,7 +39,7 @@ def plan_precompute(subject: Subject, trick: Trick) -> Draft:
     """
     try:
         return _plan(subject)
-    except Unfit as reason:
+    except (Unfit, NoSpecimen) as reason:
         return Draft([Place(NAME, _name_of(subject.model, "embedding"), False, str(reason))])
 
 

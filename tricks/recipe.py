@@ -10,6 +10,7 @@ from tricks.options import Choice, Option
 TRICKS: dict[str, dict[str, Option]] = {
     "precompute": {},
     "flashnorm": {"form": Choice(("compat", "strict"))},
+    "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},
 }
 """Trick name -> option name -> option, in the order in which tricks of one recipe are carried out."""
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
-from tricks.errors import BadInput
 from tricks.float64 import float64_arithmetic
 from tricks.model import Blueprint, build, spread_experts
 from tricks.quiet import quiet
@@ -25,28 +25,38 @@ from tricks.subject import Subject
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
 
-def specimen(subject: Subject, whole_depth: bool = False) -> nn.Module:
-    """The specimen of a subject, in float64 on the CPU; the same object for the same configuration.
+class NoSpecimen(Exception):
+    """No small model of the class can be built and run; says so in words."""
+
+
+def specimen(subject: Subject, whole_depth: bool = False, number: int = 0) -> nn.Module:
+    """The specimen of a subject, in float64 on the CPU; the same object for the same arguments.
 
     Args:
         whole_depth: with as many layers as the subject has.
+        number: how many that could be had to pass over; each is wider than the one before.
 
     Raises:
-        BadInput: no small model of this class can be built and run.
+        NoSpecimen: there is none (left).
     """
-    key = json.dumps(subject.config.to_dict(), sort_keys=True, default=str)
-    cached = _CACHE.get((key, whole_depth))
-    if cached is None:
-        _CACHE.clear()
-        cached = _CACHE[key, whole_depth] = _grow(subject, whole_depth)
-    return cached
+    config = json.dumps(subject.config.to_dict(), sort_keys=True, default=str)
+    key = (config, whole_depth, number)
+    if key not in _CACHE:
+        if len(_CACHE) > 3:
+            _CACHE.clear()
+        models = _grow(subject, whole_depth)
+        found = next(islice(models, number, None), None)
+        if found is None:
+            raise NoSpecimen("no small model of its class could be built and run, so nothing is known of it")
+        _CACHE[key] = found
+    return _CACHE[key]
 
 
-_CACHE: dict[tuple[str, bool], nn.Module] = {}
-"""The last specimen: the tricks of one recipe ask one after the other."""
+_CACHE: dict[tuple[str, bool, int], nn.Module] = {}
+"""The last specimens: the tricks of one recipe ask one after the other."""
 
 
-def _grow(subject: Subject, whole_depth: bool) -> nn.Module:
+def _grow(subject: Subject, whole_depth: bool) -> Iterator[nn.Module]:
     depth = subject.config.get_text_config().num_hidden_layers
     for small in shrunk(Blueprint(type(subject.model).__name__, subject.config)):
         if whole_depth and small.config.get_text_config().num_hidden_layers < depth:
@@ -61,8 +71,7 @@ def _grow(subject: Subject, whole_depth: bool) -> nn.Module:
             run(model, torch.tensor([[3, 4, 5]]))
         except Exception:  # noqa: BLE001 - modelling code can fail in any way at an odd size
             continue
-        return model
-    raise BadInput(f"{type(subject.model).__name__}: no small model of this class could be built and run")
+        yield model
 
 
 def run(model: nn.Module, ids: torch.Tensor, hooks: dict[str, Hook] | None = None) -> torch.Tensor:

@@ -94,15 +94,21 @@ class Centred(Edited):
 
 
 class Call:
-    """One `Make`: its results are computed when the first of them is read, and kept until `forget`."""
+    """One `Make`: its results are computed when the first of them is read, and kept until `forget`.
+
+    An operation that inverts something gives the worst condition number as the result `condition`; it stays.
+    """
 
     def __init__(self, operation: str, inputs: Mapping[str, Value], options: Mapping[str, Any]) -> None:
-        self._operation, self._inputs, self._options = operation, inputs, options
+        self.operation, self._inputs, self._options = operation, inputs, options
+        self.condition: float | None = None
         self._results: Mapping[str, Result] | None = None
 
     def result(self, role: str) -> Result:
         if self._results is None:
-            self._results = OPERATIONS[self._operation](self._inputs, self._options)
+            self._results = OPERATIONS[self.operation](self._inputs, self._options)
+            condition = self._results.get("condition")
+            self.condition = condition.item() if isinstance(condition, torch.Tensor) else None
         return self._results[role]
 
     def forget(self) -> None:
