@@ -41,6 +41,15 @@ _GAINS = {
         " the table where it read those weights. The figures below are counted, not timed.",
         "The table usually makes the files larger, and only projections of one layer are saved, not a layer.",
     ),
+    "matshrink": (
+        "The identity blocks are neither stored nor multiplied: that many weights less in each block.",
+        "It is a small share of the model; no speed was measured.",
+    ),
+    "matshrink:form=compat": (
+        "Stock code loads this form. It stores the identity blocks as they are: **no byte and no operation is"
+        " saved** by it.",
+        "It is there for runtimes that know how to leave the blocks out.",
+    ),
     "flashnorm": (
         "Every folded gain is gone from the norm's work: a runtime that skips the multiplication by a gain of"
         " ones (or runs the norm beside the matrix product) may use that.",

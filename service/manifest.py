@@ -61,6 +61,7 @@ def build_manifest(source: Source, plan: Plan, conversion: Conversion, source_fo
         "architecture": plan.architecture,
         "lossless": plan.lossless,
         "proof": plan.proof,
+        "conditions": {name: f"{worst:.1e}" for name, worst in sorted(conversion.conditions.items())},
         "files": dict(sorted(conversion.files.items())),
     }
 

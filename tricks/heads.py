@@ -2,8 +2,8 @@
 
 Single channels of the projections are moved at one token, and what then arrives at the block's last linear
 layer (the output projection) tells what they are. A *value* channel moves it in proportion, at later tokens
-too; channels of one head arrive with the same attention weights. A *key* channel moves it out of proportion at
-later tokens, a *query* channel at its own token alone.
+too; channels of one head arrive with the same attention weights. A *key* channel moves it out of proportion
+at later tokens, a *query* channel at its own token alone.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _by_token(shape: tuple[int, ...]) -> bool:
 def _probe(
     small: nn.Module, blocks: list[_Block], rows: int, move: Callable[[_Block, str, torch.Tensor, int], None]
 ) -> dict[str, torch.Tensor]:
-    """What reaches the output projections, less the same with nothing moved: [rows, TOKENS, inputs] per block.
+    """What reaches the output projections, less the same with nothing moved: [rows, TOKENS, inputs] each.
 
     Args:
         move: changes the output [1 + count, TOKENS, width] of a linear layer in place; its last argument is
@@ -259,14 +259,11 @@ def _free_keys(small: nn.Module, found: list[Attention], blocks: dict[str, _Bloc
     def move(block: _Block, path: str, out: torch.Tensor, begin: int) -> None:
         """Row i: channel i of every key twice as large, and of its queries half as large."""
         for key, queries in pairs.get(block.where, ()):
-            for row in range(1, len(out)):
+            for row in range(1, min(len(out), key.size - begin + 1)):
                 channel = begin + row - 1
-                if channel < key.size:
-                    if key.path == path:
-                        out[row, :, key.start + channel] *= 2
-                    for query in queries:
-                        if query.path == path:
-                            out[row, :, query.start + channel] /= 2
+                for span, factor in ((key, 2.0), *((query, 0.5) for query in queries)):
+                    if span.path == path:
+                        out[row, :, span.start + channel] *= factor
 
     responses = _probe(small, [blocks[where] for where in pairs], most, move)
     for one in found:

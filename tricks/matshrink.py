@@ -1,9 +1,10 @@
-"""MatShrink: an n by n block of each head's value (and key) projection becomes the identity, and is not stored.
+"""MatShrink: an n by n block of each head's value (and key) projection becomes the identity, and is left out.
 
-Source: Graef et al., "MatShrink", proposition 1, in dual form. Between a head's values and the output projection
-nothing but a weighting of tokens happens, so any basis of its n channels will do; a basis in which n input
-channels pass through as they are needs n·n weights less. The same holds between queries and keys where neither
-position nor a norm comes between them. Which channels those are is found by trying (see `heads`).
+Source: Graef et al., "MatShrink", proposition 1, in dual form. Between a head's values and the output
+projection nothing but a weighting of tokens happens, so any basis of its n channels will do; a basis in which
+n input channels pass through as they are needs n·n weights less. The same holds between queries and keys
+where neither position nor a norm comes between them. Which channels those are is found by trying (see
+`heads`).
 """
 
 from __future__ import annotations
@@ -101,13 +102,17 @@ def _found(subject: Subject) -> tuple[nn.Module, list[Attention]]:
 def _shrink(subject: Subject, small: nn.Module, one: Attention, stored: bool, pivot: str) -> _Shrunk:
     if one.value_reason is not None:
         raise _Unfit(one.value_reason)
-    spans = [span for head in one.heads for span in (head.value, head.key, *head.outputs, *head.queries) if span]
+    spans = [
+        span for head in one.heads for span in (head.value, head.key, *head.outputs, *head.queries) if span
+    ]
     paths = sorted({span.path for span in spans})
     for path in paths:
         if taken := subject.claimed(path):
             raise _Unfit(f"{path} belongs to {taken}")
     heads = [_grown(head, small, subject.model) for head in one.heads]
-    wanted = [f"{path}.{name}" for path in paths for name, _ in subject.model.get_submodule(path).named_parameters()]
+    wanted = [
+        f"{path}.{name}" for path in paths for name, _ in subject.model.get_submodule(path).named_parameters()
+    ]
     names: dict[str, str] = {}
     for name, tensor in stored_whole(subject.model, subject.checkpoint, wanted).items():
         if tensor is None or subject.checkpoint.tensors[tensor].dtype not in FLOATS:
@@ -152,7 +157,9 @@ def _check_sizes(model: nn.Module, heads: Iterable[Head]) -> None:
     for head in heads:
         for span in (head.value, head.key):
             if span is not None and span.size >= _sizes(model, span.path)[0]:
-                raise _Unfit("its heads are as wide as their input: the two matrices would rather be multiplied")
+                raise _Unfit(
+                    "its heads are as wide as their input: the two matrices would rather be multiplied"
+                )
 
 
 def _outputs(
@@ -208,7 +215,11 @@ def _sizes(model: nn.Module, path: str) -> tuple[int, int]:
     module = model.get_submodule(path)
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    return (weight.shape[0], weight.shape[1]) if isinstance(module, Conv1D) else (weight.shape[1], weight.shape[0])
+    return (
+        (weight.shape[0], weight.shape[1])
+        if isinstance(module, Conv1D)
+        else (weight.shape[1], weight.shape[0])
+    )
 
 
 def _grown(head: Head, small: nn.Module, model: nn.Module) -> Head:
@@ -216,9 +227,7 @@ def _grown(head: Head, small: nn.Module, model: nn.Module) -> Head:
     value = _wider(head.value, small, model, outputs=True)
     reading = tuple(_wider(span, small, model, outputs=False) for span in head.outputs)
     key = _wider(head.key, small, model, outputs=True) if head.key else None
-    return Head(
-        value, reading, key, tuple(_wider(span, small, model, outputs=True) for span in head.queries)
-    )
+    return Head(value, reading, key, tuple(_wider(span, small, model, outputs=True) for span in head.queries))
 
 
 def _wider(span: Span, small: nn.Module, model: nn.Module, outputs: bool) -> Span:

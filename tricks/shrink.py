@@ -49,7 +49,7 @@ def block(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[st
         if not condition < WORST:
             raise BadInput(
                 f"{left}: the {merge['kind']} in channels {start} to {start + size - 1} are rank-deficient "
-                f"(condition number {condition:.0e}), so nothing can be taken out of them; leave matshrink out"
+                f"(condition number {condition:.0e}) and have no such basis; leave matshrink out"
             )
         worst = max(worst, condition)
         solved = torch.linalg.solve(basis, rows)

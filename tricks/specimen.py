@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from tricks.float64 import float64_arithmetic
 from tricks.model import Blueprint, build, spread_experts
@@ -39,7 +40,7 @@ def specimen(subject: Subject, whole_depth: bool = False, number: int = 0) -> nn
     Raises:
         NoSpecimen: there is none (left).
     """
-    config = json.dumps(subject.config.to_dict(), sort_keys=True, default=str)
+    config = type(subject.model).__name__ + json.dumps(subject.config.to_dict(), sort_keys=True, default=str)
     key = (config, whole_depth, number)
     if key not in _CACHE:
         if len(_CACHE) > 3:
@@ -57,9 +58,9 @@ _CACHE: dict[tuple[str, bool, int], nn.Module] = {}
 
 
 def _grow(subject: Subject, whole_depth: bool) -> Iterator[nn.Module]:
-    depth = subject.config.get_text_config().num_hidden_layers
+    depth = _depth(subject.config)
     for small in shrunk(Blueprint(type(subject.model).__name__, subject.config)):
-        if whole_depth and small.config.get_text_config().num_hidden_layers < depth:
+        if whole_depth and _depth(small.config) < depth:
             continue
         # A class may refuse a size when it is built or only when it runs; the next may suit it.
         try:
@@ -72,6 +73,10 @@ def _grow(subject: Subject, whole_depth: bool) -> Iterator[nn.Module]:
         except Exception:  # noqa: BLE001 - modelling code can fail in any way at an odd size
             continue
         yield model
+
+
+def _depth(config: PretrainedConfig) -> int:
+    return int(getattr(config.get_text_config(), "num_hidden_layers", 0))
 
 
 def run(model: nn.Module, ids: torch.Tensor, hooks: dict[str, Hook] | None = None) -> torch.Tensor:

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,7 +90,7 @@ def _plan(request: dict[str, Any], report: Callable[[str, int, int], None]) -> d
 
 def _convert(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:
     done = convert(Plan.from_json(request["plan"]), Path(request["source"]), Path(request["out"]), report)
-    return {"files": done.files, "bytes_read": done.bytes_read, "bytes_written": done.bytes_written}
+    return asdict(done)
 
 
 def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:

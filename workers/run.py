@@ -223,7 +223,9 @@ class Run:
             remove(self._converted)
             mark = self._ask("convert", plan=plan.to_json(), source=str(folder), out=str(self._converted))
             self._marks.put(Stage.CONVERT, mark)
-        return Conversion(mark["files"], mark["bytes_read"], mark["bytes_written"])
+        return Conversion(
+            mark["files"], mark["bytes_read"], mark["bytes_written"], mark.get("conditions", {})
+        )
 
     def _verify(self, plan: Plan, folder: Path) -> Evidence:
         self._enter(Stage.VERIFY)

@@ -1,8 +1,8 @@
 """Projections stored without the identity block that MatShrink gave them.
 
-Each block of n rows of such a projection holds an n by n identity in the input channels `index`; what is stored
-is the rest [blocks, n, in - n]. A block's output is then x[index] plus the product of the rest with the other
-channels of x.
+Each block of n rows of such a projection holds an n by n identity in the input channels `index`; what is
+stored is the rest [blocks, n, in - n]. A block's output is then x[index] plus the product of the rest with
+the other channels of x.
 
 Source: Graef et al., "MatShrink", proposition 1, in its dual form (the identity is on the input's side).
 """
@@ -47,7 +47,9 @@ class Shrunk(nn.Module):
                 start = group["first"] + block * group["step"]
                 taken += range(start, start + size)
         untouched = sorted(set(range(self.out_features)) - set(taken))
-        self.dense = nn.Parameter(torch.empty(len(untouched), self.in_features, **like)) if untouched else None
+        self.dense = (
+            nn.Parameter(torch.empty(len(untouched), self.in_features, **like)) if untouched else None
+        )
         self.bias = None if stock.bias is None else nn.Parameter(torch.empty(self.out_features, **like))
         rows = [*untouched, *taken]
         place = {row: at for at, row in enumerate(rows)}
@@ -56,7 +58,7 @@ class Shrunk(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The whole matrix [out, in], for many tokens at once."""
-        parts = [] if self.dense is None else [self.dense]
+        parts: list[torch.Tensor] = [] if self.dense is None else [self.dense]
         for rest, index, others in self._blocks():
             full = rest.new_zeros(rest.shape[0], rest.shape[1], self.in_features)
             full.scatter_(2, others.unsqueeze(1).expand_as(rest), rest)

@@ -1,0 +1,154 @@
+"""MatShrink: fewer weights and the same answers; a naive choice of channels is the worse one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.tricks.small_models import logits, save_model
+from tests.tricks.test_precompute import answers, convert_with, load, tensors
+from tricks import BadInput, convert, make_plan, parse_trick, read_checkpoint
+from tricks.pivots import pivots
+
+MLA = {
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "num_key_value_heads": 4,
+    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "head_dim": 4,
+}  # fmt: skip
+GPT2 = {"n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 64}
+# What a layer loses: heads x (values squared + free keys squared).
+FITS: dict[str, tuple[dict[str, Any], int]] = {
+    "llama": ({}, 2 * 12 * 12),
+    "llama-biases": ({"attention_bias": True}, 2 * 12 * 12),
+    "qwen3": ({}, 2 * 12 * 12),
+    "phi3": ({}, 2 * 12 * 12),
+    "phi": ({"partial_rotary_factor": 0.5}, 2 * (12 * 12 + 6 * 6)),
+    "gptj": ({**GPT2, "rotary_dim": 4, "tie_word_embeddings": False}, 4 * (12 * 12 + 8 * 8)),
+    "gpt2": (GPT2, 4 * (12 * 12 + 12 * 12)),
+    "bloom": ({"n_head": 4, "n_layer": 3}, 4 * (12 * 12 + 12 * 12)),
+    "deepseek_v3": (MLA, 4 * (8 * 8 + 8 * 8)),
+    "smollm3": ({"no_rope_layers": [1, 0, 1]}, 2 * 12 * 12),
+}
+
+
+@pytest.mark.parametrize("wiring", FITS)
+def test_the_shrunk_model_answers_as_its_source_does(wiring: str, tmp_path: Path) -> None:
+    fields, lost = FITS[wiring]
+    source = save_model(tmp_path / "source", wiring.partition("-")[0], **fields)
+    plan, out = convert_with(source, "matshrink")
+    a, b = answers(source), answers(out)
+    assert (a - b).abs().max() <= 1e-11 * a.abs().max()
+    before, after = tensors(source), tensors(out)
+    weights = sum(t.numel() for t in before.values()) - sum(
+        t.numel() for name, t in after.items() if "index" not in name
+    )
+    assert weights >= 3 * lost
+    stored = sum(t.nbytes for t in before.values()) - sum(t.nbytes for t in after.values())
+    assert plan.savings["weight_bytes_saved"] == stored
+
+
+@pytest.mark.parametrize("wiring", ["llama", "gpt2", "phi"])
+def test_compat_keeps_shapes_and_loads_in_stock_code(wiring: str, tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", wiring, **FITS[wiring][0])
+    plan, out = convert_with(source, "matshrink:form=compat")
+    assert plan.stock_loads
+    assert plan.savings["weight_bytes_saved"] == 0
+    assert {name: t.shape for name, t in tensors(source).items()} == {
+        name: t.shape for name, t in tensors(out).items()
+    }
+    a, b = logits(source), logits(out)
+    assert (a - b).abs().max() <= 1e-11 * a.abs().max()
+
+
+def test_decoding_and_prefill_agree(tmp_path: Path) -> None:
+    """Few tokens go through the stored form, many through the whole matrix."""
+    source = save_model(tmp_path / "source", "deepseek_v3", **MLA)
+    _, out = convert_with(source, "matshrink")
+    ids = torch.randint(3, 90, (1, 40), generator=torch.Generator().manual_seed(2))
+    texts = [load(folder).generate(ids, max_new_tokens=8, do_sample=False) for folder in (source, out)]
+    assert torch.equal(*texts)
+
+
+def test_bfloat16_is_close_and_runs_in_its_own_dtype(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "llama", torch.bfloat16)
+    _, out = convert_with(source, "matshrink")
+    model = load(out, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.dtype is torch.bfloat16
+
+
+def test_it_composes_with_flashnorm_and_precompute(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "llama")
+    plan, out = convert_with(source, "matshrink", "flashnorm", "precompute")
+    a, b = answers(source), answers(out)
+    assert (a - b).abs().max() <= 1e-11 * a.abs().max()
+    shrunk = [place for place in plan.places if place.trick == "matshrink" and place.fits]
+    assert [place.where for place in shrunk] == ["model.layers.1.self_attn", "model.layers.2.self_attn"]
+
+
+def test_what_does_not_fit_says_why(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "mamba", state_size=4)
+    plan = make_plan(read_checkpoint(source), [parse_trick("matshrink")])
+    assert not plan.fits
+    assert all(place.detail for place in plan.places)
+    source = save_model(tmp_path / "rope", "qwen3")
+    plan = make_plan(read_checkpoint(source), [parse_trick("matshrink")])
+    assert any("position or a norm" in place.detail for place in plan.places if not place.fits)
+
+
+def test_a_rank_deficient_head_is_one_line(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "llama")
+    name = "model.layers.1.self_attn.v_proj.weight"
+    for file in source.glob("*.safetensors"):
+        held = load_file(file)
+        if name in held:
+            held[name][5] = held[name][6]
+            save_file(held, file, metadata={"format": "pt"})
+    plan = make_plan(read_checkpoint(source), [parse_trick("matshrink")])
+    with pytest.raises(BadInput, match="rank-deficient") as error:
+        convert(plan, source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert "layers.1.self_attn.v_proj" in str(error.value)
+
+
+def test_the_conversion_tells_the_worst_condition(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "llama")
+    worst = {}
+    for pivot in ("qr", "first"):
+        plan = make_plan(read_checkpoint(source), [parse_trick(f"matshrink:pivot={pivot}")])
+        worst[pivot] = convert(plan, source, tmp_path / pivot).conditions["matshrink.block"]
+    assert 1 < worst["qr"] < worst["first"]
+
+
+def test_pivots_are_those_of_a_pivoted_qr() -> None:
+    matrix = torch.randn(6, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    matrix[:, 1] = matrix[:, 0] + 0.01 * matrix[:, 1]
+    matrix[:, 7] *= 3
+    chosen = pivots(matrix)
+    assert len(set(chosen)) == 6
+    assert chosen[0] == 7
+    best = torch.linalg.cond(matrix[:, chosen])
+    assert best < torch.linalg.cond(matrix[:, :6])
+
+
+def test_heads_of_one_odd_channel_count_work(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "gpt2", n_embd=45, n_head=5, n_layer=2, n_positions=64)
+    _, out = convert_with(source, "matshrink")
+    a, b = answers(source), answers(out)
+    assert (a - b).abs().max() <= 1e-11 * a.abs().max()
+
+
+def test_a_saved_again_model_loads(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "llama")
+    _, out = convert_with(source, "matshrink")
+    load(out).save_pretrained(tmp_path / "again")
+    for file in out.glob("*.py"):
+        (tmp_path / "again" / file.name).write_bytes(file.read_bytes())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert model.num_parameters() == load(out).num_parameters()
