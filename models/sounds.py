@@ -1,8 +1,8 @@
 """Made-up speech: text as log-mel features that a small Whisper can learn to write down.
 
-Each token is a fixed pattern of `FRAMES` frames drawn once from a seed; a "recording" is the patterns one after
-the other, smoothed over time, with noise. It is no speech, but the encoder's states it leads to are those of a
-trained network on structured input, which is what calibration and proof of cross attention need.
+Each token is a fixed pattern of `FRAMES` frames drawn once from a seed; a "recording" is the patterns one
+after the other, smoothed over time, with noise. It is no speech, but the encoder's states are those of a
+network trained on structured input, which is what calibration and proof of cross attention need.
 """
 
 from __future__ import annotations
