@@ -4,10 +4,10 @@
     python -m models.train_wirings build/corpus/corpus.jsonl.gz out/wirings
 
 About 0.6 million weights each (1.3 MB in bfloat16), with the tokenizer of `models/tiny-llama`: GPT-2,
-GPT-NeoX (partial RoPE, QKV fused by heads), OLMo-2 (normalised queries and keys), Phi-3 (QKV fused), T5 (relative
-positions, inner width twice the model's) and Whisper (on made-up speech, see `sounds`). The decoders learn
-the next token; T5 mends windows of which three tokens in ten were replaced; Whisper writes down what it
-hears. What was run is in each folder's `training.json`.
+GPT-NeoX (partial RoPE, QKV fused by heads), OLMo-2 (normalised queries and keys), Phi-3 (QKV fused), T5
+(relative positions, inner width twice the model's) and Whisper (on made-up speech, see `sounds`). The
+decoders learn the next token; T5 mends windows of which three tokens in ten were replaced; Whisper writes
+down what it hears. What was run is in each folder's `training.json`.
 """
 
 from __future__ import annotations

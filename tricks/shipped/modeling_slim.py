@@ -1,0 +1,585 @@
+"""Slim attention: what is cached of a token is K (or V, or the layer's input X) and a thin residual.
+
+Mode k caches the keys as they leave their projection (no bias, no norm, no RoPE) and the residual C; values
+are V = K·A + C·B. Mode v caches values and makes keys of them. Mode x caches the layer's input, from which
+both come by the layer's own projections; mode e is x for cross attention, whose input, the encoder's output,
+is held once for all layers. Bias, norm and RoPE are put on when a key is read, with the cos and sin that the
+model's own code gave when the token came. The residual is kept in 8 bits, with a scale for each token.
+
+One token is decoded in the order (softmax · [K|C]) · [A;B], several in the order softmax · (K·A + C·B).
+Loads with `trust_remote_code=True` and transformers (5.x) alone.
+"""
+
+import copy
+import sys
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "tricksmith_slim"
+SCALE_BYTES = 4
+
+
+# --- arithmetic ------------------------------------------------------------------------------------
+
+
+def wide_product(a, b):
+    """a @ b in float32 at least: what is summed here is multiplied with large numbers next.
+
+    Args:
+        a: [..., m, n]; b: [..., n, k], both of one dtype.
+    """
+    if a.dtype in (torch.float32, torch.float64):
+        return a @ b
+    if a.is_cuda and a.dim() == 3:
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def to_bytes(values):
+    """Numbers [..., r] as 8-bit integers with one float32 scale for each row: int8 [..., r + 4]."""
+    scale = (values.abs().amax(-1, keepdim=True).float() / 127).clamp_min(1e-30)
+    whole = (values / scale).round().clamp(-127, 127).to(torch.int8)
+    return torch.cat([whole, scale.contiguous().view(torch.int8)], -1)
+
+
+def from_bytes(stored, dtype):
+    """The inverse of `to_bytes`."""
+    scale = stored[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return (stored[..., :-SCALE_BYTES].float() * scale).to(dtype)
+
+
+def rotate(x, cos, sin, rope):
+    """RoPE on the channels `start` to `start + size` of x [B, h, n, d_h]; cos, sin [B, 1, n, size / 2]."""
+    start, size = rope["start"], rope["size"]
+    part = x[..., start : start + size]
+    if rope["interleaved"]:
+        first, second = part[..., 0::2], part[..., 1::2]
+    else:
+        first, second = part.chunk(2, -1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    part = torch.stack(turned, -1).flatten(-2) if rope["interleaved"] else torch.cat(turned, -1)
+    return torch.cat([x[..., :start], part.to(x.dtype), x[..., start + size :]], -1)
+
+
+def half_table(table, rope):
+    """The cos or sin that RoPE uses [B, 1, S, size / 2], of what the model hands round [B, S, width]."""
+    half = rope["size"] // 2
+    table = table[..., 0 : 2 * half : 2] if rope["even"] else table[..., :half]
+    return table[:, None]
+
+
+def heads(x, count):
+    """[B, n, h·d_h] as [B, h, n, d_h]."""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def decode_step(query, scores, primary, residual, from_primary, from_residual):
+    """One attention step on the slim cache, in the optimised order.
+
+    Args:
+        query: [B, h, 1, d_h], rotated.
+        scores: query -> softmax weights [B, h, 1, n] against all cached tokens.
+        primary: what is cached of each token [B, n, e].
+        residual: C [B, n, r].
+        from_primary: A by heads [h, e, d_v], float32 at least.
+        from_residual: B by heads [h, r, d_v], likewise.
+
+    Returns:
+        The heads' outputs [B, 1, h, d_v], in the dtype of `query`.
+    """
+    weights = scores(query)
+    batch, count, steps, tokens = weights.shape
+    rows = weights.reshape(batch, count * steps, tokens).to(primary.dtype)
+    output = wide_product(rows, primary).view(batch, count, steps, -1) @ from_primary
+    if residual.shape[-1]:
+        output = output + wide_product(rows, residual).view(batch, count, steps, -1) @ from_residual
+    return output.transpose(1, 2).to(query.dtype)
+
+
+# --- projections -----------------------------------------------------------------------------------
+
+
+def plain_product(linear, x):
+    """x times the weight of an `nn.Linear` or a `Conv1D`, without its bias."""
+    weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T
+    return functional.linear(x, weight)
+
+
+class Derived(nn.Module):
+    """The matrices that make one side (values in mode k, keys in mode v) of the cached one.
+
+    `values` [e_out, e_in] is Aᵀ. A 16-bit float has too few digits for it, so beside weights in 16 bits it
+    is kept as 16-bit integers times powers of two for its rows and columns. `residual_in` [2, r, d + e_in]
+    makes C of a token's input and what is cached of it, and `residual_out` [2, e_out, r] is Bᵀ: each is the
+    sum of its two parts.
+    """
+
+    def __init__(self, spec):
+        super().__init__()
+        e_out, e_in, width = spec["shape"]
+        rank = spec["residual"]
+        if spec["integers"]:
+            self.register_buffer("values", torch.empty(e_out, e_in, dtype=torch.int16))
+            self.row_scales = nn.Parameter(torch.empty(e_out))
+            self.column_scales = nn.Parameter(torch.empty(e_in))
+        else:
+            self.values = nn.Parameter(torch.empty(e_out, e_in))
+        if rank:
+            self.residual_in = nn.Parameter(torch.empty(2, rank, width + e_in))
+            self.residual_out = nn.Parameter(torch.empty(2, e_out, rank))
+
+    def matrix(self):
+        """Aᵀ [e_out, e_in], float32 at least."""
+        if self.values.dtype != torch.int16:
+            return self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        return self.values.float() * self.row_scales.float()[:, None] * self.column_scales.float()
+
+    def residual(self, x, primary):
+        """C of the inputs [B, n, d] and what is cached of them [B, n, e]: [B, n, r], float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        both = torch.cat([x, primary], -1).to(wide)
+        return functional.linear(both, self.residual_in.to(wide).sum(0))
+
+    def out(self):
+        """Bᵀ [e_out, r], float32 at least."""
+        return self.residual_out.to(torch.promote_types(self.residual_out.dtype, torch.float32)).sum(0)
+
+    def make(self, primary, residual):
+        """The derived side [B, n, e_out], without its bias."""
+        matrix, dtype = self.matrix(), primary.dtype
+        made = functional.linear(primary, matrix.to(dtype))
+        if matrix.dtype != dtype:
+            made = made + functional.linear(primary, (matrix - matrix.to(dtype)).to(dtype))
+        return made + functional.linear(residual, self.out().to(dtype)) if residual.shape[-1] else made
+
+    def mixes(self, count):
+        """A [h, e_in, d_h] and B [h, r, d_h]."""
+        residual = self.out() if hasattr(self, "residual_out") else self.matrix()[:, :0]
+        return tuple(side.unflatten(0, (count, -1)).transpose(1, 2) for side in (self.matrix(), residual))
+
+
+class Primary:
+    """Stands in for the forward of the projection whose plain product is cached."""
+
+    def __init__(self, linear, memo):
+        self.linear, self.memo = linear, memo
+
+    def __call__(self, x):
+        product = plain_product(self.linear, x)
+        self.memo.note(x, self.memo.slot(product, self.memo.spec["primary"]))
+        return product if self.linear.bias is None else product + self.linear.bias
+
+
+class Secondary(nn.Module):
+    """Takes the place of a projection that slim attention does without."""
+
+    def __init__(self, old, memo):
+        super().__init__()
+        self.memo = memo
+        self.bias = old.bias
+        self.slim = Derived(memo.spec)
+
+    def forward(self, x):
+        made = self.memo.derive(x, self.slim)
+        return made if self.bias is None else made + self.bias
+
+
+class Fused(nn.Module):
+    """Takes the place of a fused projection: its rows for the derived side are gone."""
+
+    def __init__(self, old, memo):
+        super().__init__()
+        self.memo = memo
+        self.linear = isinstance(old, nn.Linear)
+        shape = list(old.weight.shape)
+        shape[0 if self.linear else 1] -= memo.spec["shape"][0]
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = old.bias
+        self.slim = Derived(memo.spec)
+
+    def forward(self, x):
+        spec = self.memo.spec
+        rest = functional.linear(x, self.weight if self.linear else self.weight.T)
+        groups, width, offset, size = spec["derived"]
+        rest = rest.unflatten(-1, (groups, width - size))
+        self.memo.note(x, self.memo.slot(rest.flatten(-2), spec["primary_left"]))
+        made = self.memo.derive(x, self.slim).unflatten(-1, (groups, size))
+        whole = torch.cat([rest[..., :offset], made, rest[..., offset:]], -1).flatten(-2)
+        return whole if self.bias is None else whole + self.bias
+
+
+# --- one attention ---------------------------------------------------------------------------------
+
+
+class Memo:
+    """What one attention module knows of the token at hand: shared by its projections, cache and kernel."""
+
+    def __init__(self, model, module, spec):
+        self.spec = spec
+        self.module = module
+        self.mode = spec["mode"]
+        self.config = module.config if hasattr(module, "config") else model.config
+        self.eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        self.x = self.primary = self.codes = self.layer = self.rope = None
+        self.skip = False
+
+    def linear(self, side):
+        return self.module.get_submodule(self.spec[side + "_linear"])
+
+    def slot(self, product, slot):
+        """One side's channels [B, n, e] of a projection's product."""
+        groups, width, offset, size = slot
+        if offset == 0 and groups * size == product.shape[-1]:
+            return product
+        return product.unflatten(-1, (groups, width))[..., offset : offset + size].flatten(-2)
+
+    # The projections tell what they read and made.
+
+    def note(self, x, primary):
+        self.x, self.primary = x, primary
+
+    def note_input(self, module, args):
+        self.x = self.primary = args[0]
+
+    def derive(self, x, slim):
+        if self.x is not x:  # the derived side is asked for first
+            self.linear("primary")(x)
+        if self.spec["residual"]:
+            residual = slim.residual(x, self.primary)
+            self.codes = to_bytes(residual) if self.spec["bits"] == 8 else residual.to(x.dtype)
+        if self.skip:
+            return x.new_zeros(1).expand(*x.shape[:-1], self.spec["shape"][0])
+        return slim.make(self.primary, self.read(self.codes))
+
+    def read(self, codes):
+        """C as numbers [B, n, r] of the codes in the cache."""
+        if not self.spec["residual"]:
+            return self.primary[..., :0]
+        return from_bytes(codes, self.primary.dtype) if self.spec["bits"] == 8 else codes
+
+    # The attention begins, its cache is updated, its kernel runs.
+
+    def begin(self, module, args, kwargs):
+        self.x = self.primary = self.codes = self.layer = self.rope = None
+        self.skip = False
+        given = [*args, *kwargs.values()]
+        if self.spec["rope"]:
+            self.rope = next(pair for pair in given if isinstance(pair, tuple) and torch.is_tensor(pair[0]))
+        cache = next((value for value in given if isinstance(value, Cache)), None)
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"slim attention runs with attn_implementation 'eager' or 'sdpa', not "
+                f"{self.config._attn_implementation!r}; load the model with one of the two"
+            )
+        if cache is not None:
+            self.layer = slim_layer(cache, self)
+            self.skip = self.layer.is_initialized
+
+    def keys_and_values(self, layer):
+        """All cached keys and values as attention reads them: [B, h, n, d_h] each."""
+        return self.keys(layer), self.values(layer)
+
+    def side(self, layer, name):
+        """One side of every cached token, bias included: [B, n, e]."""
+        primary, codes = layer.tokens()
+        spec = self.spec
+        linear = self.linear(name)
+        if self.mode in ("x", "e"):
+            made = self.slot(plain_product(linear, primary), spec[name])
+        elif name == spec["cached"]:
+            made = primary
+        else:
+            self.primary = primary
+            made = linear.slim.make(primary, self.read(codes))
+        return made if linear.bias is None else made + self.slot(linear.bias, spec[name])
+
+    def keys(self, layer):
+        keys = self.side(layer, "key")
+        spec = self.spec
+        norm = self.module.get_submodule(spec["norm"]["module"]) if spec["norm"] else None
+        if norm is not None and spec["norm"]["flat"]:
+            keys = norm(keys)
+        keys = heads(keys, spec["heads"])
+        if norm is not None and not spec["norm"]["flat"] and not spec["norm"]["after"]:
+            keys = norm(keys)
+        if spec["rope"]:
+            keys = rotate(keys, *layer.table.full, spec["rope"])
+        if norm is not None and spec["norm"]["after"]:
+            keys = norm(keys)
+        return keys
+
+    def values(self, layer):
+        return heads(self.side(layer, "value"), self.spec["heads"])
+
+
+def attention(module, query, key, value, attention_mask, **kwargs):
+    """What transformers' attention interface calls in place of the stock kernel."""
+    memo = module.tricksmith_slim
+    eager = memo.config._attn_implementation == "eager"
+    stock = memo.eager if eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
+    layer, memo.layer = memo.layer, None
+    if layer is None or not (memo.skip or layer.always_read):
+        return stock(module, query, key, value, attention_mask, **kwargs)
+    if memo.mode != "k" or query.shape[-2] > 1 or not memo.spec["optimised"]:
+        key, value = memo.keys_and_values(layer)
+        if not eager and attention_mask is None and "position_bias" not in kwargs:
+            kwargs.setdefault("is_causal", False)
+        return stock(module, query, key, value, attention_mask, **kwargs)
+
+    def scores(query):
+        # The stock code's own softmax: soft caps, sinks and biases are its business. No values are asked for.
+        keys = memo.keys(layer)
+        return memo.eager(module, query, keys, keys[..., :0], additive(attention_mask, query), **kwargs)[1]
+
+    primary, codes = layer.tokens()
+    memo.primary = primary
+    slim = memo.linear("value").slim
+    output = decode_step(query, scores, primary, memo.read(codes), *slim.mixes(memo.spec["heads"]))
+    bias = memo.linear("value").bias
+    if bias is not None:
+        output = output + memo.slot(bias, memo.spec["value"]).unflatten(0, (memo.spec["heads"], -1))
+    return output, None
+
+
+def additive(mask, query):
+    """A boolean mask as what is added to scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+
+
+# --- cache -----------------------------------------------------------------------------------------
+
+
+class SlimLayer:
+    """A cache layer of transformers that holds P [B, 1, n, e] as keys and the codes of C as values."""
+
+    is_slim = True
+
+    def attach(self, memo, table, leads):
+        self.memo, self.table, self.leads = memo, table, leads
+        self.always_read = isinstance(self, StaticLayer)
+        self.full = None
+
+    def lazy_initialization(self, key_states, value_states):
+        super().lazy_initialization(key_states, value_states)
+        if self.always_read:
+            shape = (*self.values.shape[:-1], value_states.shape[-1])
+            self.values = torch.zeros(shape, dtype=value_states.dtype, device=self.device)
+        else:
+            self.values = torch.tensor([], dtype=value_states.dtype, device=self.device)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        memo = self.memo
+        complete = not (memo.skip or self.always_read)
+        primary = memo.primary[:, None]
+        codes = primary[..., :0] if memo.codes is None else memo.codes[:, None]
+        self.full = super().update(primary, codes, *args, **kwargs)
+        if self.leads and memo.rope is not None:
+            cos, sin = (half_table(table, memo.spec["rope"]) for table in memo.rope)
+            batch = primary.shape[0]
+            self.table.full = self.table.update(
+                cos.expand(batch, -1, -1, -1).contiguous(), sin.expand(batch, -1, -1, -1).contiguous()
+            )
+        if complete:
+            return key_states, value_states
+        if memo.spec["interface"]:
+            # Only the length is read of these: `attention` asks the cache itself.
+            blank = self.full[0][..., :0].expand(-1, memo.spec["heads"], -1, -1)
+            return blank, blank
+        return memo.keys_and_values(self)
+
+    def tokens(self):
+        """What attention sees of the cache now: P [B, n, e] and codes [B, n, c]."""
+        primary, codes = self.full
+        return primary[:, 0], codes[:, 0]
+
+    def _both(self, name, *args):
+        getattr(super(), name)(*args)
+        if self.leads and self.table is not None:
+            getattr(self.table, name)(*args)
+
+    def reorder_cache(self, beam_idx):
+        self._both("reorder_cache", beam_idx)
+
+    def crop(self, tokens_to_remove):
+        self._both("crop", tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats):
+        self._both("batch_repeat_interleave", repeats)
+
+    def batch_select_indices(self, indices):
+        self._both("batch_select_indices", indices)
+
+    def reset(self):
+        self._both("reset")
+
+    def activate_past_recording(self):
+        if hasattr(super(), "activate_past_recording"):
+            self._both("activate_past_recording")
+
+
+class SlimDynamicLayer(SlimLayer, DynamicLayer):
+    pass
+
+
+class SlimDynamicSlidingWindowLayer(SlimLayer, DynamicSlidingWindowLayer):
+    pass
+
+
+class SlimStaticLayer(SlimLayer, StaticLayer):
+    pass
+
+
+class SlimStaticSlidingWindowLayer(SlimLayer, StaticSlidingWindowLayer):
+    pass
+
+
+class SharedLayer(DynamicLayer):
+    """Cross attention's view of the encoder's output that the first layer of its cache holds for all."""
+
+    is_slim = True
+    always_read = False
+
+    def __init__(self, memo, first):
+        super().__init__()
+        self.memo, self.first, self.table, self.leads = memo, first, None, False
+        self.is_initialized = False
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if self.first is None:
+            self.keys = self.memo.x[:, None]
+            self.values = self.keys[..., :0]
+        self.is_initialized = True
+        return key_states, value_states
+
+    def tokens(self):
+        keys = (self.first or self).keys
+        return keys[:, 0], keys[:, 0, :, :0]
+
+    def get_seq_length(self):
+        return (self.first or self).keys.shape[-2] if self.is_initialized else 0
+
+
+for _name in ("reorder_cache", "crop", "batch_repeat_interleave", "batch_select_indices"):
+
+    def _first_only(self, *args, _name=_name):
+        if self.first is None:
+            getattr(DynamicLayer, _name)(self, *args)
+
+    setattr(SharedLayer, _name, _first_only)
+
+KINDS = {
+    DynamicLayer: SlimDynamicLayer,
+    DynamicSlidingWindowLayer: SlimDynamicSlidingWindowLayer,
+    StaticLayer: SlimStaticLayer,
+    StaticSlidingWindowLayer: SlimStaticSlidingWindowLayer,
+}
+
+
+def slim_layer(cache, memo):
+    """This attention's layer of `cache`, made slim while it is still empty.
+
+    Raises:
+        ValueError: the cache holds tokens of another model, or is of a kind that is not known here.
+    """
+    index = memo.spec["index"]
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.cross_attention_cache if memo.spec["cross"] else cache.self_attention_cache
+    if cache.layer_class_to_replicate is not None:
+        while len(cache.layers) <= index:
+            cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if getattr(layer, "is_slim", False):
+        return layer
+    if layer.is_initialized and layer.get_seq_length() > 0:
+        raise ValueError(
+            "this cache was filled by the source model; pass an empty one, or none, and the whole text"
+        )
+    if memo.mode == "e":
+        slim = SharedLayer(memo, next((one for one in cache.layers if isinstance(one, SharedLayer)), None))
+    elif type(layer) not in KINDS:
+        raise ValueError(f"slim attention knows no {type(layer).__name__}; use a DynamicCache or StaticCache")
+    else:
+        slim = fresh(KINDS[type(layer)], layer)
+        table, leads = None, False
+        if memo.spec["rope"]:
+            # Layers that keep the same tokens and are given the same cos and sin share one table of them.
+            name = (type(layer).__name__, getattr(layer, "sliding_window", None), memo.spec["rope"]["table"])
+            tables = cache.__dict__.setdefault("slim_tables", {})
+            leads = name not in tables
+            table = tables.setdefault(name, fresh(type(layer), layer))
+        slim.attach(memo, table, leads)
+    cache.layers[index] = slim
+    return slim
+
+
+def fresh(kind, like):
+    """An empty cache layer of class `kind` with the sizes of `like`."""
+    sizes = {"sliding_window": getattr(like, "sliding_window", None)}
+    if isinstance(like, StaticLayer):
+        sizes["max_cache_len"] = like.max_cache_len
+    made = kind(**{name: size for name, size in sizes.items() if size is not None})
+    if getattr(like, "record_past", False):
+        made.activate_past_recording()
+    return made
+
+
+def cache_bytes(cache):
+    """Bytes that a live cache holds of tokens, shared parts counted once."""
+    parts = [cache]
+    if isinstance(cache, EncoderDecoderCache):
+        parts = [cache.self_attention_cache, cache.cross_attention_cache]
+    tensors = {}
+    for part in parts:
+        for layer in [*part.layers, *part.__dict__.get("slim_tables", {}).values()]:
+            for tensor in (layer.keys, layer.values):
+                if tensor is not None:
+                    tensors[tensor.data_ptr(), tensor.nbytes] = tensor.nbytes
+    return sum(tensors.values())
+
+
+# --- installation ----------------------------------------------------------------------------------
+
+
+def install(model, options):
+    """Make the attention modules that `options` names slim, in place.
+
+    Args:
+        options: "layers", one specification for each attention module (see `tricks.slim`).
+    """
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+    for spec in options["layers"]:
+        module = model.get_submodule(spec["module"])
+        memo = Memo(model, module, spec)
+        module.tricksmith_slim = memo
+        module.register_forward_pre_hook(memo.begin, with_kwargs=True)
+        if spec["mode"] in ("x", "e"):
+            memo.linear("key").register_forward_pre_hook(memo.note_input)
+        else:
+            derived = memo.linear("derived")
+            fused = spec["primary_linear"] == spec["derived_linear"]
+            replace(module, spec["derived_linear"], (Fused if fused else Secondary)(derived, memo))
+            if not fused:
+                primary = memo.linear("primary")
+                primary.forward = Primary(primary, memo)
+        if spec["interface"]:
+            module.config = copy.copy(memo.config)
+            module.config._attn_implementation_internal = NAME
+
+
+def replace(module, path, new):
+    """Put `new` at the submodule path `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, new)
