@@ -8,17 +8,19 @@ which the other forms build (see `forms`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tricks.checkpoint import Checkpoint
-from tricks.edits import Edit, Fill, Scale, Shift
+from tricks.edits import Edit, Fill, Make, Scale, Shift
 from tricks.errors import BadInput
 from tricks.families import GENERATIVE, auto_class
 from tricks.forms import shaped
 from tricks.layout import FLOATS, Axis, locate
 from tricks.place import Place
 from tricks.recipe import Trick
+from tricks.slots import widened
 from tricks.subject import Draft, Subject
 from tricks.wiring import Norm, Wiring
 
@@ -31,8 +33,12 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
     Raises:
         BadInput: a norm's tensors in the checkpoint have other shapes than the config says.
     """
+    wider = widened(subject)
+    if wider is not None:
+        subject = wider.subject
+    slots = wider.slots if wider else {}
     wiring, checkpoint = subject.wiring, subject.checkpoint
-    draft = Draft()
+    draft = Draft(config=dict(wider.config) if wider else {}, edits=[*slots.values()])
     elements = 0
     reasons = {norm.gain: _kept(norm, subject) or wiring.foldable(norm) for norm in wiring.norms}
     marks = dict(_marks(wiring, reasons))
@@ -42,7 +48,7 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
         edits: list[Edit] = []
         if reason is None:
             try:
-                edits = _edits(norm, wiring, marks, found, checkpoint)
+                edits = _edits(norm, marks, found, checkpoint, slots)
             except _Left as left:
                 reason = str(left)
         if reason is not None:
@@ -60,6 +66,7 @@ def plan_flashnorm(subject: Subject, trick: Trick) -> Draft:
         "norms": len(draft.places),
         "norms_folded": sum(place.fits for place in draft.places),
         "gain_elements_folded": elements,
+        "bias_elements_added": sum(math.prod(slot.outputs["zeros"].shape) for slot in slots.values()),
         "weight_bytes_saved": 0,
     }
     return shaped(subject, draft, trick.option("form"))
@@ -112,10 +119,10 @@ def _marks(wiring: Wiring, reasons: dict[str, str | None]) -> Iterator[tuple[str
 
 def _edits(
     norm: Norm,
-    wiring: Wiring,
     marks: dict[str, tuple[int, int]],
     found: dict[int, tuple[Axis, ...]],
     checkpoint: Checkpoint,
+    new: Mapping[str, Make],
 ) -> list[Edit]:
     base = marks[norm.gain][1]
     gain = _only(found.get(base), norm.gain)
@@ -137,12 +144,14 @@ def _edits(
     edits: list[Edit] = []
     if norm.bias is not None:
         beta = _only(found.get(base + 2), norm.bias)
-        slots = {axis.tensor for axis in found.get(base + 3, ())}
+        there = {axis.tensor for axis in found.get(base + 3, ())}
         for weight in weights:
             slot = weight.tensor.removesuffix("weight") + "bias"
             shape = list(tensors[weight.tensor].shape)
             del shape[weight.axis]
-            if slot not in slots or list(tensors[slot].shape) != shape or tensors[slot].dtype not in FLOATS:
+            made = new[slot].outputs["zeros"] if slot in new else None
+            stored = tensors[slot] if slot in there else made
+            if stored is None or list(stored.shape) != shape or stored.dtype not in FLOATS:
                 raise _Left(
                     f"its bias has nowhere to go: the checkpoint has no bias that fits {weight.tensor}"
                 )

@@ -37,12 +37,24 @@ def sample_inputs(model: nn.Module, seed: int | None = None) -> Iterator[dict[st
     if "decoder_input_ids" in accepted:
         common["decoder_input_ids"] = ids(DECODED)
     if "input_ids" in accepted:
+        if "encoder_hidden_states" in accepted and "decoder_input_ids" not in accepted:
+            # A decoder by itself: the layers that read an encoder's output run only where there is one.
+            yield {
+                "input_ids": ids(TOKENS),
+                "encoder_hidden_states": features(DECODED, _width(model)),
+                **common,
+            }
         yield {"input_ids": ids(TOKENS), **common}
     elif "input_features" in accepted:
         for shape in _feature_shapes(model.config):
             yield {"input_features": features(*shape), **common}
     elif "input_values" in accepted:
         yield {"input_values": features(4000), **common}
+
+
+def _width(model: Any) -> int:
+    other = getattr(model.config, "cross_attention_hidden_size", None)
+    return int(other or model.config.get_text_config().hidden_size)
 
 
 def _vocabulary(model: Any) -> int:

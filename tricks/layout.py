@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,6 +84,18 @@ def stored_whole(model: nn.Module, checkpoint: Checkpoint, names: Sequence[str])
         same = whole and len(checkpoint.tensors[axes[0].tensor].shape) == len(shapes[name])
         result[name] = axes[0].tensor if same else None
     return result
+
+
+def saved_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Tensor name -> shape, for all that transformers saves of a model on the meta device."""
+    stock: Any = model
+    tied = set(getattr(stock, "all_tied_weights_keys", {}))
+    state = {
+        name: torch.empty(p.shape, device="meta")
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if name not in tied
+    }
+    return {name: tensor.shape for name, tensor in revert_weight_conversion(stock, state).items()}
 
 
 def _shapes(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
 from torch import nn
-from transformers.core_model_loading import revert_weight_conversion
 
 from tricks.checkpoint import Checkpoint
 from tricks.errors import BadInput
-from tricks.layout import key_of
+from tricks.layout import key_of, saved_shapes
 
 _BUFFERS = re.compile(
     r"(^|\.)(inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias|num_batches_tracked)$"
@@ -30,19 +28,14 @@ def check_tensors(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     """
     stock: Any = model
     tied = set(getattr(stock, "all_tied_weights_keys", {}))
-    state = {
-        name: torch.empty(p.shape, device="meta")
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if name not in tied
-    }
     try:
-        saved = revert_weight_conversion(stock, state)
+        saved = saved_shapes(model)
     except Exception:  # noqa: BLE001 - transformers cannot save this model; the tricks will say so in their words
         return ()
     prefix = stock.base_model_prefix
     ignored = [re.compile(pattern) for pattern in stock._keys_to_ignore_on_load_missing or ()]
     seen = set()
-    for name, tensor in saved.items():
+    for name, shape in saved.items():
         key = key_of(name, prefix, checkpoint)
         if key is None:
             if any(pattern.search(name) for pattern in ignored):
@@ -53,10 +46,10 @@ def check_tensors(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
             )
         seen.add(key)
         stored = checkpoint.tensors[key].shape
-        if stored != tuple(tensor.shape):
+        if stored != tuple(shape):
             raise BadInput(
                 f"{checkpoint.name}: {key} has the shape {list(stored)} where config.json calls for "
-                f"{list(tensor.shape)}; they belong to different models"
+                f"{list(shape)}; they belong to different models"
             )
     seen |= {key for name in tied if (key := key_of(name, prefix, checkpoint)) is not None}
     buffers = {name for name, _ in model.named_buffers()}

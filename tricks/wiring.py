@@ -48,6 +48,7 @@ _PRODUCTS = {
 }
 """Matrix products: positions of the two factors."""
 
+_VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
 _SUMS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor)
 
 
@@ -120,6 +121,8 @@ class Tracer(TorchDispatchMode):
         self._labels: dict[int, Label] = {}
         # Labels are kept by identity, so no labelled tensor may be freed and its id used again.
         self._alive: list[torch.Tensor] = []
+        # Products of a norm's output and a weight, to which that weight's bias may still be added.
+        self._products: dict[int, str] = {}
         self._param_uses: dict[str, set[tuple[int | None, str | None]]] = defaultdict(set)
         self._other_uses: dict[str, str] = {}
         self._reached: set[str] = set()
@@ -234,6 +237,8 @@ class Tracer(TorchDispatchMode):
         labels: dict[int, Label] = {}
         self._collect(args, labels)
         self._collect(kwargs.values(), labels)
+        if args and id(args[0]) in self._products and func in _VIEWS:
+            self._product_of(out, self._products[id(args[0])])
         if labels:
             self._reached.update(label.name for label in labels.values() if isinstance(label, Param))
             self._follow(func, args, kwargs, out, labels)
@@ -258,6 +263,8 @@ class Tracer(TorchDispatchMode):
             self._commute(args[0], out, labels[id(args[0])], func)
         elif func in COMMUTES_BINARY:
             self._multiply(func, args, out)
+        elif self._is_bias(func, args):
+            pass
         elif func in _SUMS or func is _aten.cat.default:
             self._combine(func, args, out, labels)
         else:
@@ -304,6 +311,21 @@ class Tracer(TorchDispatchMode):
                 self._block(func, {0: rest})
             return
         self._block(func, {id(x): label for x in args[:2] if (label := self._label(x)) is not None})
+
+    def _product_of(self, out: torch.Tensor, weight: str) -> None:
+        self._products[id(out)] = weight
+        self._alive.append(out)
+
+    def _is_bias(self, func: Any, args: Any) -> bool:
+        """Whether this adds a vector to the product with a weight: its bias, in an operation of its own."""
+        if func not in _SUMS[:2] or len(args) < 2 or not isinstance(args[1], torch.Tensor):
+            return False
+        weight, label = self._products.get(id(args[0])), self._label(args[1])
+        if weight is None or not isinstance(label, Param) or label.axes != (0,):
+            return False
+        if self.bias_slots.setdefault(weight, label.name) != label.name:
+            self._other_uses.setdefault(label.name, "add")
+        return True
 
     def _combine(self, func: Any, args: Any, out: torch.Tensor, labels: dict[int, Label]) -> None:
         """Sums and concatenations of values that all carry the same gain still carry it."""
@@ -366,6 +388,7 @@ class Tracer(TorchDispatchMode):
                     norm.block(f"{other.name} is rearranged before the product")
                 else:
                     norm.consumers.add(Consumer(other.name, axis))
+                    self._product_of(out, other.name)
 
     # --- result ----------------------------------------------------------------------------------
 

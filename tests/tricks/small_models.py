@@ -27,9 +27,14 @@ COMMON = {
 }
 
 
+OMIT = object()
+"""A field of `COMMON` that a configuration does not take."""
+
+
 def save_model(folder: Path, model_type: str, dtype: torch.dtype = torch.float64, **fields: Any) -> Path:
     """Save a random model of `model_type` as its checkpoint format really is."""
-    config = AutoConfig.for_model(model_type, **{**COMMON, **fields})
+    given = {key: value for key, value in {**COMMON, **fields}.items() if value is not OMIT}
+    config = AutoConfig.for_model(model_type, **given)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
     randomise(model)
