@@ -107,6 +107,7 @@ def render_card(
             trust=", trust_remote_code=True" if plan.parts else "",
             convert_command=f"tricksmith convert {name} OUT {commands}",
             verify_command=f"tricksmith verify {name} OUT",
+            reproduce_command=_reproduce(source, destination),
             source_link=_link(source),
             commit=source.commit or "none (a local folder)",
             licence=escape(source.licence) if source.licence else "the source states none",
@@ -210,6 +211,14 @@ def _licence_link(source: Source) -> str | None:
     if link is None and file is not None and source.folder is None:
         return f"{DEFAULT_ENDPOINT}/{source.model}/blob/{source.commit}/{file}"
     return link or file
+
+
+def _reproduce(source: Source, destination: str | None) -> str | None:
+    """The one command that makes the published conversion again; None where it is not published."""
+    if destination is None:
+        return None
+    given = f" --source {_public_reference(source)}" if source.folder is not None else ""
+    return f"tricksmith reproduce {shlex.quote(destination)}{given}"
 
 
 def _public_reference(source: Source) -> str:

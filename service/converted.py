@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
-from service.hub import HubMissing, ask, hub
+from huggingface_hub import ModelInfo
+
+from service.hub import HubMissing, HubUnavailable, ask, hub
 from service.place import place_at
 from service.source import Source
-from tricks import parse_trick
+from tricks import BadInput, parse_trick
 
 _LISTED = 100
 
@@ -30,13 +31,25 @@ def converted_by(
         return ours
     api = hub(token)
     base = f"base_model:{source.model}"
-    found = ask(source.model, lambda: list(islice(api.list_models(filter=base, limit=_LISTED), _LISTED)))
+    try:
+        found = ask(source.model, lambda: list(api.list_models(filter=base, limit=_LISTED, cardData=True)))
+    except HubUnavailable:
+        raise
+    except BadInput:  # a Hub that cannot search
+        return None
     wanted = {base.casefold(), *(parse_trick(text).name for text in tricks)}
     for info in found:
-        fits = wanted <= {tag.casefold() for tag in info.tags or ()}
+        fits = wanted <= _tags(info)
         if info.id != ours and fits and _is_of(source, info.id, tricks, token):
             return info.id
     return None
+
+
+def _tags(info: ModelInfo) -> set[str]:
+    """A repo's tags, small; `base_model` also from its card, where the Hub derives no tag from it."""
+    bases = info.card_data.base_model if info.card_data is not None else None
+    named = [bases] if isinstance(bases, str) else bases or []
+    return {tag.casefold() for tag in (*(info.tags or ()), *(f"base_model:{base}" for base in named))}
 
 
 def _is_of(source: Source, repo: str, tricks: Sequence[str], token: str | None) -> bool:

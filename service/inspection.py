@@ -66,7 +66,7 @@ def _from_hub(
     if place.info is None:
         raise HubMissing(f"{name} is not on the Hub, or is private; check the id")
     commit = place.info.sha
-    if EVIDENCE not in {sibling.rfilename for sibling in place.info.siblings or []}:
+    if EVIDENCE not in place.names:
         return place.manifest, None, commit
     with TemporaryDirectory(prefix="tricksmith-") as scratch:
         path = ask(

@@ -11,24 +11,26 @@ from huggingface_hub import HfApi, ModelInfo
 
 from service.eval_results import FOLDER
 from service.hub import TIMEOUT_S, HubMissing, ask
+from service.listing import files_in
 from service.manifest import MANIFEST, digest, parse_manifest
 from tricks import BadInput
 
 
 @dataclass(frozen=True)
 class Place:
-    """What stands at a destination: the repo (None: nothing) and our manifest in it (None: not ours)."""
+    """What stands at a destination: a repo (or None), our manifest in it (None: not ours), its files."""
 
     info: ModelInfo | None = None
     manifest: dict[str, Any] | None = None
+    names: frozenset[str] = frozenset()
 
     @property
     def files(self) -> set[str]:
         """What of the repo is of our making: what the manifest names, and scores on benchmarks."""
         if self.info is None or self.manifest is None:
             return set()
-        there = {sibling.rfilename for sibling in self.info.siblings or []}
-        return {name for name in there if name in self.manifest["files"] or name.startswith(f"{FOLDER}/")}
+        ours = self.manifest["files"]
+        return {name for name in self.names if name in ours or name.startswith(f"{FOLDER}/")}
 
     @property
     def mark(self) -> str | None:
@@ -48,7 +50,7 @@ def look_at(api: HfApi, to: str, pr: bool) -> Place:
         if pr:
             raise BadInput(f"{to} is not on the Hub; a pull request needs a repo, leave out --pr") from None
         return Place()
-    if place.manifest is None and not pr and not _is_unfinished(place.info):
+    if place.manifest is None and not pr and not _is_unfinished(place):
         raise BadInput(f"{to} exists and Tricksmith did not make it; choose another name, or ask for a PR")
     return place
 
@@ -64,20 +66,19 @@ def place_at(api: HfApi, to: str, revision: str | None = None) -> Place:
         lambda: api.model_info(to, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
         revision,
     )
-    names = {sibling.rfilename for sibling in info.siblings or []}
+    names = frozenset(files_in(api, info))
     if MANIFEST not in names:
-        return Place(info)
+        return Place(info, names=names)
     with TemporaryDirectory(prefix="tricksmith-") as scratch:
         path = ask(
             to,
             lambda: api.hf_hub_download(to, MANIFEST, revision=info.sha, local_dir=scratch),
             info.sha,
         )
-        return Place(info, parse_manifest(Path(path).read_bytes()))
+        return Place(info, parse_manifest(Path(path).read_bytes()), names)
 
 
-def _is_unfinished(info: ModelInfo | None) -> bool:
+def _is_unfinished(place: Place) -> bool:
     """Whether a repo is what a publication leaves that was stopped before its commit: hidden and empty."""
-    if info is None or info.private is False:
-        return False
-    return not {sibling.rfilename for sibling in info.siblings or []} - {".gitattributes"}
+    hidden = place.info is not None and place.info.private is not False
+    return hidden and not place.names - {".gitattributes"}

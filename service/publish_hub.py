@@ -36,6 +36,7 @@ from service.hub import (
     hub,
     patience,
 )
+from service.listing import files_in
 from service.manifest import check_same_source, digest, file_digests, with_lineage
 from service.papers import write_manifest
 from service.place import Place, look_at, place_at
@@ -44,6 +45,7 @@ from service.upload import Progress, additions, send
 from tricks import BadInput, Report, TricksmithError
 
 PATIENCE_S = 1800.0  # how long a publication waits for a Hub that asks to slow down, or fails
+BRANCH_S = 20.0  # not every Hub has branches: no long wait for one
 MAIN = "main"
 
 _Operation = CommitOperationAdd | CommitOperationDelete
@@ -72,6 +74,7 @@ def publish_to_hub(
     api = hub(token)
     with patience(PATIENCE_S, stop=progress.still):
         place = look_at(api, to, pr)
+        to = place.info.id if place.info is not None else to  # by the name that it goes by now
         if not pr:
             check_same_source(place.manifest, manifest, to)
             manifest = with_lineage(manifest, place.manifest, place.info.sha if place.info else None)
@@ -204,7 +207,7 @@ class _Publication:
         listed = ask(
             self.to, lambda: self.api.model_info(self.to, revision=commit, timeout=TIMEOUT_S), commit
         )
-        absent = set(digests) - {sibling.rfilename for sibling in listed.siblings or []}
+        absent = set(digests) - set(files_in(self.api, listed))
         if absent:
             raise self._not_as_sent(min(absent))
         with TemporaryDirectory(dir=self.folder.parent, prefix=".read-back-") as scratch:
@@ -245,13 +248,10 @@ class _Publication:
         """A branch to try the commit on; None where the Hub has no branches."""
         name = self._branch_name
         self._drop_branch()
+        add = partial(self.api.create_branch, self.to, branch=name, revision=info.sha, exist_ok=True)
         try:
-            ask(
-                self.to,
-                lambda: self.api.create_branch(self.to, branch=name, revision=info.sha, exist_ok=True),
-            )
-        except HubUnavailable:
-            raise
+            with patience(BRANCH_S, tries=2, stop=self.progress.still):
+                ask(self.to, add)
         except BadInput:
             return None
         return name
@@ -261,8 +261,8 @@ class _Publication:
         return f"tricksmith-{self.mark[:12]}"
 
     def _drop_branch(self) -> None:
-        with suppress(BadInput):
-            ask(self.to, lambda: self.api.delete_branch(self.to, branch=self._branch_name))
+        with suppress(BadInput), patience(BRANCH_S, tries=2, stop=self.progress.still):
+            ask(self.to, partial(self.api.delete_branch, self.to, branch=self._branch_name))
 
     def _request(self) -> str | None:
         """The address of an open pull request that brings this very manifest."""

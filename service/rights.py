@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from service.hub import ask, hub
 from tricks import BadInput
 
-_WRITES = frozenset({"repo.write", "repo.content.write"})
+_WRITES = re.compile(r"repo(?:\.[a-z]+)*\.(?!read)[a-z]+")  # repo.write, and kinds of writing yet unknown
 
 
 def check_rights(to: str, token: str | None, pr: bool) -> None:
@@ -53,9 +54,10 @@ def _check_fine_grained(rights: dict[str, Any], to: str, pr: bool) -> None:
     for scope in rights["scoped"]:
         if (scope.get("entity") or {}).get("name") in (namespace, to):
             found.update(scope.get("permissions") or [])
-    if pr and not found & (_WRITES | {"discussion.write"}):
+    writes = any(_WRITES.fullmatch(right) for right in found)
+    if pr and not writes and "discussion.write" not in found:
         raise BadInput("this token may not open pull requests; give it the right 'discussion.write'")
-    if not pr and not found & _WRITES:
+    if not pr and not writes:
         raise BadInput(
             f"this token may not write to repos of {namespace}; give it the right 'repo.write' there"
         )

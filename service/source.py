@@ -21,6 +21,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from service.headers import INDEX, SINGLE, parse_json, read_json, url
 from service.hub import TIMEOUT_S, HubUnavailable, ask, endpoint, gated, hub, is_hub_id
+from service.listing import files_in
 from tricks import BadInput, companions, files_of
 
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf)", re.IGNORECASE)
@@ -177,7 +178,7 @@ def _resolve_hub(model: str, revision: str | None, token: str | None) -> Source:
         private=bool(info.private),
         card=_card_metadata(_card_data(info)),
     )
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    siblings = files_in(api, info)
     if "config.json" not in siblings:
         raise BadInput(f"{model} has no config.json; give a transformers model")
     _check_weights(model, siblings)

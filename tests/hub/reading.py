@@ -22,7 +22,10 @@ class Reading(BaseHandler):
         repo = self.repo(repo_id)
         commit = self.commit_of(repo, revision)
         blobs = "blobs" in self.query and not self.world.bare_listings
-        return self.json(repo.to_json(commit, blobs=blobs, scan="securityStatus" in self.query))
+        data = repo.to_json(commit, blobs=blobs, scan="securityStatus" in self.query)
+        if not self.world.siblings:
+            del data["siblings"]
+        return self.json(data)
 
     def auth_check(self, repo_id: str) -> Reply:
         repo = self.repo(repo_id)

@@ -243,6 +243,17 @@ def test_an_empty_repo_is_taken_only_where_nobody_sees_it(
         publish(made, "smith/tiny", evidence=EQUIVALENT, source=source)
 
 
+def test_a_repo_whose_files_are_not_told_is_not_taken_for_empty(
+    hub: HubServer, source: Source, made: Path
+) -> None:
+    hub.siblings = False
+    hub.add_model("smith/tiny", {"README.md": b"mine"}, private=True)
+    with pytest.raises(BadInput, match="Tricksmith did not make it"):
+        publish(made, "smith/tiny", evidence=EQUIVALENT, source=source)
+    publish(made, "smith/new", evidence=EQUIVALENT, source=source)
+    assert_published(hub, made, "smith/new")
+
+
 def test_a_gated_sources_conversion_is_gated(hub: HubServer, source: Source, made: Path) -> None:
     gated = dataclasses.replace(source, gated=True)
     publish(made, "smith/tiny", evidence=EQUIVALENT, source=gated)

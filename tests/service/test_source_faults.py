@@ -147,6 +147,13 @@ def test_names_that_look_like_others_are_refused_unasked(hub: HubServer, name: s
     assert hub.requests == []
 
 
+def test_a_hub_that_lists_files_by_the_tree_alone(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    hub.add_model("forge/tiny", folder)
+    expected = resolve("forge/tiny")
+    hub.siblings = False
+    assert resolve("forge/tiny") == expected
+
+
 def test_the_line_about_a_control_character_says_so() -> None:
     with pytest.raises(BadInput, match="holds a control character"):
         resolve("for\nge/x")
