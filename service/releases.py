@@ -16,7 +16,6 @@ LISTED = 1000
 """How many models of one listing are looked at."""
 COLLECTED = 300
 """How many of a collection: it names its models only, and each has to be asked for."""
-_OLD_IN_A_ROW = 50  # listings are asked for newest first; not every Hub sorts
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ def releases(watch: Watch, token: str | None = None) -> list[Release]:
             models = [item.item_id for item in found.items if item.item_type == "model"]
             return [Release(model) for model in models[:COLLECTED]]
         case _:
-            since = None if watch.max_age is None else watch.created - watch.max_age * 86400
-            return ask(watch.target, lambda: list(_listed(api, watch, since)))
+            return ask(watch.target, lambda: list(_listed(api, watch)))
 
 
 def one_release(model: str, revision: str | None = None, token: str | None = None) -> Release:
@@ -71,7 +69,7 @@ def one_release(model: str, revision: str | None = None, token: str | None = Non
     return _release(info, revision)
 
 
-def _listed(api: HfApi, watch: Watch, since: float | None) -> Iterator[Release]:
+def _listed(api: HfApi, watch: Watch) -> Iterator[Release]:
     found = api.list_models(
         author=watch.target if watch.kind is Kind.AUTHOR else None,
         search=watch.target if watch.kind is Kind.SEARCH else None,
@@ -82,13 +80,8 @@ def _listed(api: HfApi, watch: Watch, since: float | None) -> Iterator[Release]:
         cardData=True,
         limit=LISTED,
     )
-    old = 0
     for info in islice(found, LISTED):
-        release = _release(info)
-        old = old + 1 if since is not None and release.created is not None and release.created < since else 0
-        if old >= _OLD_IN_A_ROW:
-            return
-        yield release
+        yield _release(info)
 
 
 def _release(info: ModelInfo, revision: str | None = None) -> Release:

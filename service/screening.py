@@ -14,7 +14,7 @@ from pathlib import Path
 from service.licences import forbids_derivatives
 from service.releases import Release
 from service.source import Source
-from service.watches import Kind, Watch
+from service.watches import Watch
 
 OPT_OUT_TAG = "no-tricksmith"
 """Whoever writes this tag into a model card is left alone by every schedule."""
@@ -61,12 +61,7 @@ def _why_not_kind(watch: Watch, release: Release) -> str | None:
 def _why_not_number(watch: Watch, release: Release, now: float) -> str | None:
     if watch.min_downloads and (release.downloads or 0) < watch.min_downloads:
         return f"it was downloaded {release.downloads or 0} times, not {watch.min_downloads}"
-    if release.created is None:
-        return None
-    oldest = None if watch.max_age is None else watch.created - watch.max_age * 86400
-    if watch.kind in (Kind.AUTHOR, Kind.SEARCH) and oldest is not None and release.created < oldest:
-        return "it is older than the watch looks back"
-    if watch.min_age and now - release.created < watch.min_age * 86400:
+    if watch.min_age and release.created is not None and now - release.created < watch.min_age * 86400:
         return f"it is younger than {watch.min_age:g} days"
     return None
 

@@ -3,7 +3,7 @@
 Keys, all under `tricksmith:`
 
     watches            hash    id -> the rule (JSON)
-    watch:ID:state     hash    paused (why), failures, polled, resumed, error
+    watch:ID:state     hash    paused (why), failures, polled, began, resumed, error
     watch:ID:seen      hash    model -> {commit, files, outcome, reason, job, to, at} (JSON) as last decided
     watch:ID:history   stream  every decision that was new
     watch:ID:day:DATE  string  how many jobs that day (UTC)
@@ -110,13 +110,15 @@ class WatchStore:
         text = self._redis.hget(self._key(watch_id, "seen"), model)
         return json.loads(text) if text else {}
 
-    def decided(self, watch_id: str, model: str, decision: dict[str, Any], at: float) -> None:
-        """Keep a decision; one that says the same as the last is no news for the history."""
+    def decided(
+        self, watch_id: str, model: str, decision: dict[str, Any], at: float, *, quiet: bool = False
+    ) -> None:
+        """Keep a decision; one that says the same as the last, or is `quiet`, is no news for the history."""
         former = self.seen(watch_id, model)
         former.pop("at", None)
         kept = json.dumps({**decision, "at": at})
         self._redis.hset(self._key(watch_id, "seen"), model, kept)
-        if former != decision:
+        if former != decision and not quiet:
             told = {name: str(value) for name, value in decision.items() if value is not None}
             entry = {"model": model, **told}
             self._redis.xadd(self._key(watch_id, "history"), entry, maxlen=KEPT_HISTORY, approximate=True)

@@ -38,7 +38,8 @@ class Watch:
     `target` is a user or organisation, a Hub id with an optional `@revision`, a collection's slug, or words
     to search for. A release passes when each filter lets it: `allow` (one of the patterns must fit its id;
     none: every id), `deny` (none may), `task`, `library`, `tags` (all), `min_downloads`, `min_age` (so that a
-    release may settle) and `max_age` (how far before the watch was added it may date).
+    release may settle). Of an author and a search, what was there before is left; `max_age` says of how far
+    before the watch was added it is taken all the same.
     `revisions`: convert again when what a conversion reads of a source changes.
     """
 
@@ -57,7 +58,7 @@ class Watch:
     tags: tuple[str, ...] = ()
     min_downloads: int = 0
     min_age: float = 0.0
-    max_age: float | None = None
+    max_age: float = 0.0
     per_poll: int = 5
     per_day: int = 20
     every: float = 900.0
@@ -91,8 +92,7 @@ def new_watch(kind: Kind, target: str, tricks: Sequence[str], to: str, **filters
     recipe = tuple(str(parse_trick(text)) for text in tricks)
     if not recipe:
         raise BadInput("a watch needs a trick; give --trick")
-    listed = kind in (Kind.AUTHOR, Kind.SEARCH)
-    values = {"revisions": kind is Kind.MODEL, "max_age": 0.0 if listed else None, **_frozen(filters)}
+    values = {"revisions": kind is Kind.MODEL, **_frozen(filters)}
     watch = Watch(
         id=secrets.token_hex(4),
         kind=kind,
@@ -131,7 +131,7 @@ def _check_numbers(watch: Watch) -> None:
         raise BadInput("a watch queues at least one job per poll and per day; give numbers from 1 on")
     if watch.every < 60:
         raise BadInput("a watch is looked at once a minute at most; give --every 1 or more")
-    if watch.min_downloads < 0 or watch.min_age < 0 or (watch.max_age is not None and watch.max_age < 0):
+    if watch.min_downloads < 0 or watch.min_age < 0 or watch.max_age < 0:
         raise BadInput("downloads and ages are not below 0; give numbers from 0 on")
 
 

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES = 5
 """So many polls that fail, or jobs that fail, in a row: the watch pauses itself."""
+BEFORE = "it was there before the watch"
 LOOK_AGAIN_S = 86400.0
 """What speaks against a model at one commit may end (a gate, say): after so long it is looked at again."""
 PATIENCE_S = 120.0  # of one poll with a Hub that asks to slow down
@@ -100,7 +101,7 @@ class Watching:
             except BadInput as error:
                 self._failed(watch, str(error))
                 raise
-            self._store.set_state(watch.id, failures=None, error=None)
+            self._store.set_state(watch.id, failures=None, error=None, began=True)
             return made
 
     def look(self, model: str) -> list[Decision]:
@@ -113,7 +114,12 @@ class Watching:
             with self._store.polling(watch.id) as mine, patience(PATIENCE_S):
                 if not mine:  # the poll that runs now may have listed before the change
                     raise HubUnavailable(f"watch {watch.id} is being polled; try again")
-                made += self._decide(watch, [one_release(model, revision)], dry_run=False)
+                try:
+                    made += self._decide(watch, [one_release(model, revision)], dry_run=False)
+                except HubUnavailable:
+                    raise
+                except BadInput as error:
+                    log.warning("watch %s (%s): %s", watch.id, watch.name, error)
         return made
 
     def _means(self, watch: Watch, model: str) -> bool:
@@ -124,9 +130,18 @@ class Watching:
             case Kind.AUTHOR:
                 return watch.target.casefold() == owner.casefold()
             case Kind.COLLECTION:
-                return any(release.model == model for release in releases(watch))
+                return self._is_collected(watch, model)
             case Kind.SEARCH:
                 return watch.target.casefold() in model.casefold()
+
+    def _is_collected(self, watch: Watch, model: str) -> bool:
+        try:
+            return any(release.model == model for release in releases(watch))
+        except HubUnavailable:
+            raise
+        except BadInput as error:  # the collection is gone: its own poll says so
+            log.warning("watch %s (%s): %s", watch.id, watch.name, error)
+            return False
 
     # deciding
 
@@ -134,12 +149,13 @@ class Watching:
         out = opted_out(self._service.settings.data / "opt-out.txt")
         now = time.time()
         polled, today = 0, self._store.today(watch.id)
+        first = not self._store.state(watch.id).get("began")
         for release in found:
             if self._is_known(watch, release, now):
                 if dry_run:
                     yield self._as_decided(watch, release)
                 continue
-            decision = self._by_listing(watch, release, out, now)
+            decision = self._by_listing(watch, release, out, now, first=first)
             if isinstance(decision, Release):
                 full = self._full(watch, polled, today)
                 decision = self._by_repo(watch, decision, full, dry_run=dry_run)
@@ -150,7 +166,7 @@ class Watching:
             yield decision
 
     def _by_listing(
-        self, watch: Watch, release: Release, out: frozenset[str], now: float
+        self, watch: Watch, release: Release, out: frozenset[str], now: float, *, first: bool
     ) -> Decision | Release:
         """The decision, where the listing is enough for one; else the release as the Hub describes it."""
         try:
@@ -160,7 +176,8 @@ class Watching:
             return Decision(release.model, Outcome.WAITING, str(error))
         except BadInput as error:
             return Decision(release.model, Outcome.SKIPPED, str(error))
-        why = why_not_listed(watch, release, out, now)
+        was_there = first and _dates_from_before(watch, release)
+        why = BEFORE if was_there else why_not_listed(watch, release, out, now)
         return release if why is None else Decision(release.model, Outcome.SKIPPED, why, release.commit)
 
     def _full(self, watch: Watch, polled: int, today: int) -> str | None:
@@ -173,6 +190,8 @@ class Watching:
     def _is_known(self, watch: Watch, release: Release, now: float) -> bool:
         """Whether this was decided before and nothing is to be added: a poll must not ask for every repo."""
         seen = self._store.seen(watch.id, release.model)
+        if seen.get("reason") == BEFORE:
+            return True
         same = seen.get("commit") == release.commit or (release.commit is None and not watch.revisions)
         if not seen or not same:
             return False
@@ -246,7 +265,7 @@ class Watching:
         kept = {name: value for name, value in decision.to_json().items() if name != "model"}
         if decision.outcome is not Outcome.QUEUED:
             kept["files"] = former.get("files")  # what was converted stays known
-        self._store.decided(watch.id, decision.model, kept, now)
+        self._store.decided(watch.id, decision.model, kept, now, quiet=decision.reason == BEFORE)
 
     # when things go wrong
 
@@ -276,6 +295,15 @@ class Watching:
     def _pause(self, watch: Watch, why: str) -> None:
         log.warning("watch %s (%s) is paused: %s", watch.id, watch.name, why)
         self._store.set_state(watch.id, paused=why)
+
+
+def _dates_from_before(watch: Watch, release: Release) -> bool:
+    """Whether what the first look finds is not new. Later, what was not there then is new, whatever its date:
+    many a repo is made in private long before it is released.
+    """
+    if watch.kind not in (Kind.AUTHOR, Kind.SEARCH):
+        return False
+    return release.created is None or release.created < watch.created - watch.max_age * 86400
 
 
 def _held(decided: Decision, held: str) -> Decision:

@@ -100,7 +100,8 @@ def _model_of(payload: Any) -> str | Receipt:
         return Receipt(400, "no event of a repo")
     if kind != "model":
         return Receipt(200, "not about a model")
-    if action not in _ACTIONS or scope.split(".")[0] != "repo" or scope == "repo.config":
+    # Settings too (`repo.config`): that is how a private repo becomes a release.
+    if action not in _ACTIONS or scope.split(".")[0] != "repo":
         return Receipt(200, f"{action} of {scope} changes no model")
     if not is_hub_id(name) or "/" not in name:
         return Receipt(400, "no Hub id")

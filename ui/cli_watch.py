@@ -65,8 +65,9 @@ def _add_rule(add: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--max-age",
         type=_from(float, 0),
+        default=0.0,
         metavar="DAYS",
-        help="how many days before now a release may date (default 0: from now on)",
+        help="of how many days back what is there already is taken too (default 0)",
     )
     add.add_argument("--per-poll", type=_from(int, 1), default=5, metavar="N", help="jobs per look (5)")
     add.add_argument("--per-day", type=_from(int, 1), default=20, metavar="N", help="jobs per day (20)")

@@ -32,10 +32,9 @@ def _add(service: Service, args: argparse.Namespace) -> _Said:
     kind = next(kind for kind in Kind if getattr(args, kind.value) is not None)
     given: dict[str, Any] = {name: getattr(args, name) for name in ("private", "task", "library")}
     given |= {name: getattr(args, name) for name in ("allow", "deny", "per_poll", "per_day")}
-    given |= {"tags": args.tag, "min_downloads": args.min_downloads, "min_age": args.min_age}
+    given |= {"tags": args.tag, "min_downloads": args.min_downloads}
+    given |= {"min_age": args.min_age, "max_age": args.max_age}
     given |= {"every": args.every * 60}
-    if args.max_age is not None:
-        given["max_age"] = args.max_age
     if args.revisions:
         given["revisions"] = True
     made = new_watch(kind, getattr(args, kind.value), args.trick, args.to, **given)

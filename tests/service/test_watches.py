@@ -13,7 +13,7 @@ import pytest
 from service.api import Service
 from service.jobs import State
 from service.watches import Kind, Watch, new_watch
-from service.watching import MAX_FAILURES, Decision, Outcome
+from service.watching import BEFORE, MAX_FAILURES, Decision, Outcome
 from tests.hub_server import HubServer
 from tricks import BadInput
 
@@ -54,7 +54,7 @@ def test_an_authors_releases_are_queued_once(releases: HubServer, running: Servi
     assert told(first) == {
         "forge/newer": "queued",
         "forge/new": "queued",
-        "forge/old": "it is older than the watch looks back",
+        "forge/old": BEFORE,
     }
     jobs = {job.to: job for job in running.jobs()}
     assert sorted(jobs) == ["smith/new-FlashNorm", "smith/newer-FlashNorm"]
@@ -75,7 +75,7 @@ def test_a_dry_run_tells_and_queues_nothing(releases: HubServer, running: Servic
     expected = {
         "forge/newer": "queued",
         "forge/new": "1 per poll are enough; it comes next time",
-        "forge/old": "it is older than the watch looks back",
+        "forge/old": BEFORE,
     }
     assert told(running.watching.poll(made, dry_run=True)) == expected
     assert running.jobs() == []
@@ -110,7 +110,7 @@ def test_what_its_owner_did_not_leave_open_is_left_alone(
     repo = hub.add_model("forge/new", small_llama)
     for name, value in change.items():
         setattr(repo, name, value)
-    made = watch(running, Kind.COLLECTION, "forge/liked-1", max_age=None)
+    made = watch(running, Kind.COLLECTION, "forge/liked-1")
     hub.add_collection("forge/liked-1", ["forge/new"])
     (decision,) = running.watching.poll(made)
     assert decision.outcome is Outcome.SKIPPED
@@ -199,6 +199,25 @@ def test_a_model_that_cannot_be_planned_is_skipped_with_the_reason(hub: HubServe
     assert "holds no safetensors (only .gguf)" in (decision.reason or "")
 
 
+def test_what_was_private_for_long_is_new_when_it_is_released(
+    hub: HubServer, running: Service, small_llama: Path
+) -> None:
+    secret = hub.add_model("other/secret", small_llama, private=True)
+    hub.add_model("other/known", small_llama)
+    made = watch(running, Kind.AUTHOR, "other")
+    assert told(running.watching.poll(made)) == {"other/known": BEFORE}
+    secret.private = False
+    hub.add_model("other/known", {"config.json": b"{}"})
+    assert told(running.watching.poll(made)) == {"other/secret": "queued"}
+    assert running.watches.history(made.id)[0]["model"] == "other/secret"
+
+
+def test_a_watch_may_look_back(hub: HubServer, running: Service, small_llama: Path) -> None:
+    hub.add_model("forge/year", small_llama)
+    made = watch(running, Kind.AUTHOR, "forge", max_age=3650.0)
+    assert told(running.watching.poll(made)) == {"forge/year": "queued"}
+
+
 def test_pages_are_followed(hub: HubServer, running: Service, small_llama: Path) -> None:
     hub.page_size = 2
     for number in range(5):
@@ -264,7 +283,6 @@ def test_history_holds_each_decision_once(releases: HubServer, running: Service)
     said = [(entry["model"], entry["outcome"]) for entry in running.watches.history(made.id)]
     assert said == [
         ("forge/new", "queued"),
-        ("forge/old", "skipped"),
         ("forge/new", "waiting"),
         ("forge/newer", "queued"),
     ]

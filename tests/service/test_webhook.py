@@ -91,7 +91,6 @@ def test_a_secret_that_can_be_guessed_is_refused(running: Service, secret: str) 
         (delivery("f\u043erge/new"), 400, "no Hub id"),
         (delivery(event={"action": "delete", "scope": "repo"}), 200, "delete of repo changes no model"),
         (delivery(event={"action": "create", "scope": "discussion"}), 200, "changes no model"),
-        (delivery(event={"action": "update", "scope": "repo.config"}), 200, "changes no model"),
         (delivery(updatedRefs=[{"ref": "refs/pr/4"}]), 200, "no branch or tag changed"),
     ],
 )
@@ -102,6 +101,12 @@ def test_deliveries_that_lead_to_nothing(
     receipt = receiver.receive(SECRET, body.encode())
     assert (receipt.status, said in receipt.said) == (status, True)
     assert looks == []
+
+
+def test_a_repo_that_becomes_public_is_looked_at(receiver: Receiver, looks: Looks) -> None:
+    payload = delivery(event={"action": "update", "scope": "repo.config"}, updatedRefs=None)
+    assert receiver.receive(SECRET, json.dumps(payload).encode()).status == 202
+    assert looks == ["forge/new"]
 
 
 def test_a_dataset_is_not_a_model(receiver: Receiver, looks: Looks) -> None:
