@@ -55,6 +55,17 @@ _GAINS = {
         " ones (or runs the norm beside the matrix product) may use that.",
         "In stock transformers it is **not faster** by itself: there the norms still multiply, now by ones.",
     ),
+    "flashnorm:form=defer": (
+        "Norm and matrix product no longer wait for one another: the product runs on what the norm would have"
+        " scaled, and the scale, one number per token, is applied to its result.",
+        "It pays where a runtime overlaps or fuses the two. The shipped code does neither, and no speed was"
+        " measured.",
+    ),
+    "flashnorm:form=cancel": (
+        "The cancelled norms scale nothing any more: of each remains one number per token, which keeps the"
+        " result exact whatever ε is.",
+        "Loaded by stock code the same weights run with their norms, as exactly. No speed was measured.",
+    ),
     "flashnorm:form=strict": (
         "The folded gains are gone from the files, and the norms of the shipped code multiply by nothing:"
         " a few kilobytes and one small operation per norm.",

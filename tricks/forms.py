@@ -23,10 +23,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tricks.checkpoint import WIDTHS
+from tricks.deferred import Unfit, cancelled, corrections, deferrable, describe, linear_row
 from tricks.edits import Drop, Fill
+from tricks.flow import Flow
 from tricks.layout import locate
 from tricks.marks import marks
 from tricks.normaliser import Normaliser
+from tricks.place import Place
 from tricks.rows import compact
 from tricks.subject import Draft, Subject
 from tricks.watch import Watch, watch
@@ -41,7 +44,67 @@ def shaped(subject: Subject, draft: Draft, form: str) -> Draft:
     draft.config |= marks(folded, {place.where for place in draft.places if not place.fits})
     if form == "strict":
         return _strict(subject, draft, folded)
+    if form in ("defer", "cancel"):
+        return _deferred(subject, draft, folded, cancels=form == "cancel")
     return draft
+
+
+def _deferred(subject: Subject, draft: Draft, folded: set[str], cancels: bool) -> Draft:
+    """Norms whose gain is folded, or not, with their scale behind the linear layers or gone."""
+    flow = watch(Flow, subject.model)
+    details: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    deferred: list[dict[str, Any]] = []
+    linears: list[dict[str, Any]] = []
+    corrected: list[dict[str, Any]] = []
+    for name, normaliser in flow.normalisers.items():
+        try:
+            if any(row["at"] == name for row in corrected):
+                raise Unfit("it makes good for the norm in front of it")
+            if cancels:
+                readers = cancelled(name, flow, subject)
+                details[name] = describe(name, readers)
+                corrected += [
+                    norm_row(behind, flow.normalisers[behind], behind in folded)
+                    | {"norm": name, "axes": list(end.axes)}
+                    for behind, end in corrections(readers).items()
+                ]
+                linears += [linear_row(reader.name, name, reader.columns) for reader in readers]
+            else:
+                names = deferrable(name, flow, subject)
+                details[name] = "its scale is applied after the product"
+                linears += [linear_row(reader, name, None) for reader in names]
+        except Unfit as unfit:
+            reasons[name] = str(unfit)
+            continue
+        deferred.append(norm_row(name, normaliser, name in folded))
+    form = "cancel" if cancels else "defer"
+    return _taken(draft, form, details, reasons, deferred=deferred, linears=linears, corrected=corrected)
+
+
+def _taken(
+    draft: Draft,
+    form: str,
+    details: Mapping[str, str],
+    reasons: Mapping[str, str],
+    **rows: list[dict[str, Any]],
+) -> Draft:
+    """The draft with a form's details at the norms that take it, its reasons at the others, and its code."""
+    if not details:
+        return _nowhere(draft, reasons)
+    places = {place.where: place for place in draft.places}
+    for name, detail in details.items():
+        old = places.get(name, Place(PART, name, False, "it has no gain"))
+        done = f"{old.detail}; {detail}" if old.fits else f"{detail}; its gain stays ({old.detail})"
+        places[name] = replace(old, fits=True, detail=done)
+    for name, reason in reasons.items():
+        if name in places:
+            old = places[name]
+            places[name] = replace(old, detail=f"{old.detail}; {form} does not apply: {reason}")
+    draft.places = list(places.values())
+    draft.savings[f"norms_{'cancelled' if form == 'cancel' else form + 'ed'}"] = len(details)
+    draft.claims = {row["at"]: PART for several in rows.values() for row in several}
+    return _with_part(draft, **{name: compact(several) for name, several in rows.items()})
 
 
 def _nowhere(draft: Draft, reasons: Mapping[str, str]) -> Draft:

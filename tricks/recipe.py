@@ -9,7 +9,7 @@ from tricks.options import Choice, Option
 
 TRICKS: dict[str, dict[str, Option]] = {
     "precompute": {},
-    "flashnorm": {"form": Choice(("compat", "strict"))},
+    "flashnorm": {"form": Choice(("compat", "strict", "cancel", "defer"))},
     "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},
 }
 """Trick name -> option name -> option, in the order in which tricks of one recipe are carried out."""

@@ -109,6 +109,8 @@ class _After:
             y = product(x, weight).to(scale.dtype) * scale
             return (y if bias is None else y + bias.to(y.dtype)).to(x.dtype)
         y = functional.linear(x, weight, bias)
+        if not self.columns:
+            return y
         parts, done = [], 0
         for first, last in [*self.columns, (weight.shape[0], weight.shape[0])]:
             offset = None if bias is None else bias[first:last].to(scale.dtype)
