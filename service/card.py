@@ -36,6 +36,11 @@ _WEB = re.compile(r"https?://[A-Za-z0-9._~:/?#@!$&'*+,;=%-]{1,300}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,90}")
 
 _GAINS = {
+    "skipless": (
+        "Two d x d matrices of each block are gone (one in parallel blocks): that many fewer bytes are read"
+        " for a token.",
+        "The bytes are counted; no speed was measured.",
+    ),
     "precompute": (
         "The first layer's projections are looked up by token id: at batch 1 a decoding step reads one row of"
         " the table where it read those weights. The figures below are counted, not timed.",

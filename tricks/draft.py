@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from tricks.checkpoint import Checkpoint
+from tricks.families import own_part
 from tricks.flashnorm import plan_flashnorm
 from tricks.matshrink import plan_matshrink
 from tricks.merged import merged
@@ -14,10 +16,12 @@ from tricks.model import build, read_config, read_wiring
 from tricks.plan import Plan
 from tricks.precompute import plan_precompute
 from tricks.recipe import TRICKS, Trick
+from tricks.skipless import plan_skipless
 from tricks.subject import Draft, Subject
 from tricks.tally import check_tensors
 
 PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
+    "skipless": plan_skipless,
     "precompute": plan_precompute,
     "flashnorm": plan_flashnorm,
     "matshrink": plan_matshrink,
@@ -36,6 +40,8 @@ def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
     for trick in sorted(tricks, key=lambda t: order.index(t.name)):
         drafts.append(PLANNERS[trick.name](subject, trick))
         subject.claims.update(drafts[-1].claims)
+    own = own_part(blueprint.architecture)
+    marks: dict[str, Any] = {"tricksmith": {part: {} for part in own}} if own else {}
     return Plan(
         model=checkpoint.name,
         architecture=blueprint.architecture,
@@ -44,8 +50,8 @@ def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
         edits=tuple(edit for draft in drafts for edit in draft.edits),
         savings=_together(drafts),
         lossless=all(draft.lossless for draft in drafts),
-        config=merged(*(draft.config for draft in drafts)),
-        parts=tuple(part for draft in drafts for part in draft.parts),
+        config=merged(marks, *(draft.config for draft in drafts)),
+        parts=(*own, *(part for draft in drafts for part in draft.parts)),
         stock_loads=all(draft.stock_loads for draft in drafts),
     )
 

@@ -6,8 +6,10 @@ import inspect
 from typing import Any
 
 import transformers
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.models.auto import modeling_auto as auto
+
+from tricks.shipped.modeling_skipless import SkiplessForCausalLM
 
 _AUTO: dict[str, dict[str, Any]] = {
     "AutoModelForCausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -73,5 +75,20 @@ def auto_class(name: str) -> str:
 
 
 def architecture(name: str) -> Any:
-    """The class `name` of transformers."""
-    return getattr(transformers, name)
+    """The class `name` of transformers, or Tricksmith's own."""
+    return OWN[name] if name in OWN else getattr(transformers, name)
+
+
+OWN: dict[str, Any] = {"SkiplessForCausalLM": SkiplessForCausalLM}
+"""Model classes that ship with Tricksmith: known here as those of transformers are, and shipped as code."""
+
+
+def own_part(name: str) -> tuple[str, ...]:
+    """The shipped module of one of Tricksmith's own classes, as a plan's part; nothing for others."""
+    return (OWN[name].__module__.rpartition("modeling_")[2],) if name in OWN else ()
+
+
+for _class in OWN.values():
+    AutoConfig.register(_class.config_class.model_type, _class.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(_class.config_class, _class, exist_ok=True)
+    TABLES["AutoModelForCausalLM"][_class.config_class.model_type] = (_class.__name__,)

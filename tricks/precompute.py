@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tricks import tabulate  # noqa: F401 - registers its operations
 from tricks.checkpoint import WIDTHS, Checkpoint, TensorInfo
 from tricks.edits import Drop, Edit, Make, New
 from tricks.errors import BadInput
+from tricks.families import auto_class
 from tricks.first_layer import Baked, FirstLayer, Unfit, first_layer
 from tricks.layout import FLOATS, stored_whole
 from tricks.place import Place
@@ -45,7 +45,7 @@ def plan_precompute(subject: Subject, trick: Trick) -> Draft:
 
 def _plan(subject: Subject) -> Draft:
     model, checkpoint = subject.model, subject.checkpoint
-    if type(model).__name__ not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if auto_class(type(model).__name__) != "AutoModelForCausalLM":
         raise Unfit("it is no plain causal language model: its first layer reads more than token ids")
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     if not isinstance(embedding, nn.Embedding):

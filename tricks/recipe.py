@@ -8,6 +8,7 @@ from tricks.errors import BadInput
 from tricks.options import Choice, Option
 
 TRICKS: dict[str, dict[str, Option]] = {
+    "skipless": {"absorb": Choice(("q", "k", "v"))},
     "precompute": {},
     "flashnorm": {"form": Choice(("compat", "strict", "cancel", "defer"))},
     "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},

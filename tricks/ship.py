@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from tricks.families import architecture, auto_class
+from tricks.families import architecture, auto_class, own_part
 from tricks.plan import Plan
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -65,12 +65,15 @@ def shipped_code(plan: Plan, config: Mapping[str, Any]) -> dict[str, str]:
     """
     stock = architecture(plan.architecture)
     config_class = CONFIG_MAPPING[config["model_type"]]
+    own = own_part(plan.architecture)
     files = {name: (SHIPPED / name).read_text(encoding="utf-8") for name in map(_file, plan.parts)}
-    imports = [f"from .modeling_{part} import install as install_{part}\n" for part in plan.parts]
+    imports = [
+        f"from .modeling_{part} import install as install_{part}\n" for part in plan.parts if part not in own
+    ]
     own_config = config_line = after = ""
     if not plan.stock_loads:
-        own, kept = class_name(plan), config["model_type"]
-        imports.insert(0, f"from {config_class.__module__} import {config_class.__name__}\n")
+        derived, kept = class_name(plan), config["model_type"]
+        imports.insert(0, f"from {_module(plan, config_class)} import {config_class.__name__}\n")
         imports.insert(
             0,
             "from transformers.conversion_mapping import (\n    get_checkpoint_conversion_mapping,\n"
@@ -79,17 +82,19 @@ def shipped_code(plan: Plan, config: Mapping[str, Any]) -> dict[str, str]:
         own_config = _CONFIG.format(config_class=config_class.__name__, model_type=renamed(kept))
         config_line = "\n    config_class = TricksmithConfig\n"
         # transformers looks its mappings up by the class's name, then by the model type.
-        after = _MAPPING.format(stock=plan.architecture, own=own) + _MAPPING.format(
+        after = _MAPPING.format(stock=plan.architecture, own=derived) + _MAPPING.format(
             stock=kept, own=renamed(kept)
         ).removeprefix("\n\n")
     files[f"{MODULE}.py"] = _HEAD.format(
         architecture=stock.__name__,
-        module=stock.__module__,
+        module=_module(plan, stock),
         name=class_name(plan),
         parts=", ".join(plan.parts),
         imports="".join(imports) + own_config,
         config_line=config_line,
-        installs="\n".join(f'        install_{part}(self, options["{part}"])' for part in plan.parts),
+        installs="\n".join(
+            f'        install_{part}(self, options["{part}"])' for part in plan.parts if part not in own
+        ),
         after=after,
     )
     return files
@@ -100,6 +105,8 @@ def code_fields(plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
     if not plan.parts:
         return {}
     auto_map = {auto_class(plan.architecture): f"{MODULE}.{class_name(plan)}"}
+    for part in own_part(plan.architecture):
+        auto_map["AutoConfig"] = f"modeling_{part}.{CONFIG_MAPPING[config['model_type']].__name__}"
     if plan.stock_loads:
         return {"auto_map": auto_map}
     auto_map["AutoConfig"] = f"{MODULE}.TricksmithConfig"
@@ -122,6 +129,12 @@ def class_name(plan: Plan) -> str:
 def renamed(model_type: str) -> str:
     """The model type of a converted model that no stock class may load."""
     return f"tricksmith_{model_type}"
+
+
+def _module(plan: Plan, stock: type) -> str:
+    """Where shipped code imports a stock class from: transformers, or the module of our own beside it."""
+    own = own_part(plan.architecture)
+    return f".modeling_{own[0]}" if own else stock.__module__
 
 
 def _file(part: str) -> str:

@@ -1,0 +1,177 @@
+"""Skipless transformers: two matrices a block merged away, proven; what stands in the way elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.tricks.small_models import save_model
+from tests.tricks.test_precompute import answers, convert_with, load, tensors
+from tricks import BadInput, convert, make_plan, parse_trick, read_checkpoint
+from tricks.shipped.modeling_skipless import SkiplessConfig, SkiplessForCausalLM
+from tricks.small import randomise
+
+MHA = {"num_key_value_heads": 4}
+MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "gqa-q": ({}, "q"),
+    "gqa-biases": ({"bias": True}, "q"),
+    "mha-k": (MHA, "k"),
+    "mha-v-biases": ({**MHA, "bias": True}, "v"),
+    "plain-ffn": ({"glu": False, "hidden_act": "gelu"}, "q"),
+    "nope-tied": ({"rope": False, "tie_word_embeddings": True}, "q"),
+    "moe": ({"num_experts": 4}, "q"),
+    "moe-biases": ({"num_experts": 3, "bias": True}, "q"),
+    "parallel": ({"parallel": True, "bias": True}, "q"),
+    "parallel-v": ({"parallel": True, **MHA}, "v"),
+    "plain-attention": ({"shaped": False}, "q"),
+}
+
+
+def skipless(folder: Path, dtype: torch.dtype = torch.float64, **fields: Any) -> Path:
+    sizes = {"vocab_size": 99, "hidden_size": 48, "intermediate_size": 80, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    model = SkiplessForCausalLM(SkiplessConfig(**{**sizes, "num_hidden_layers": 3, **fields})).double()
+    randomise(model)
+    model.to(dtype).save_pretrained(folder, max_shard_size="40KB")
+    return folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_merged_it_answers_the_same_with_fewer_weights(name: str, tmp_path: Path) -> None:
+    fields, absorbed = MODELS[name]
+    source = skipless(tmp_path / "source", **fields)
+    plan, out = convert_with(source, f"skipless:absorb={absorbed}")
+    a, b = answers(source), answers(out)
+    assert (a - b).abs().max() <= 1e-9 * a.abs().max()
+    before, after = tensors(source), tensors(out)
+    saved = sum(t.nbytes for t in before.values()) - sum(t.nbytes for t in after.values())
+    assert plan.savings["weight_bytes_saved"] == saved
+    matrices = 1 if fields.get("parallel") else 2
+    biases = matrices * 48 if fields.get("bias") else 0
+    untied = 99 * 48 if fields.get("tie_word_embeddings") else 0
+    assert saved == 8 * (3 * (matrices * 48 * 48 + biases) - untied)
+
+
+def test_generation_with_a_cache_is_the_same(tmp_path: Path) -> None:
+    source = skipless(tmp_path / "source", bias=True)
+    _, out = convert_with(source, "skipless")
+    ids = torch.tensor([[5, 7, 11, 13], [9, 8, 7, 6]])
+    texts = [load(folder).generate(ids, max_new_tokens=8, do_sample=False) for folder in (source, out)]
+    assert torch.equal(*texts)
+
+
+def test_cached_steps_give_what_one_pass_gives() -> None:
+    torch.manual_seed(1)
+    model = SkiplessForCausalLM(SkiplessConfig(vocab_size=50, hidden_size=32)).double().eval()
+    randomise(model)
+    ids = torch.randint(0, 50, (2, 9))
+    whole = model(input_ids=ids).logits
+    cache, parts = None, []
+    for part in (ids[:, :4], ids[:, 4:5], ids[:, 5:]):
+        step = model(input_ids=part, past_key_values=cache, use_cache=True)
+        cache = step.past_key_values
+        parts.append(step.logits)
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-10)
+
+
+def test_it_trains(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SkiplessForCausalLM(SkiplessConfig(vocab_size=32, hidden_size=32, num_hidden_layers=2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    ids = torch.arange(64).remainder(7).unsqueeze(0) + 3
+    first = model(input_ids=ids, labels=ids).loss.item()
+    for _ in range(40):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < first / 3
+
+
+def test_transformers_alone_loads_the_result(tmp_path: Path) -> None:
+    """In a process that never heard of Tricksmith."""
+    import subprocess
+    import sys
+
+    source = skipless(tmp_path / "source")
+    _, out = convert_with(source, "skipless")
+    script = (
+        "import sys, torch; from transformers import AutoModelForCausalLM\n"
+        f"m = AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)\n"
+        "assert 'tricks' not in sys.modules; print(m(torch.tensor([[5, 6]])).logits.shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert "torch.Size([1, 2, 99])" in done.stdout, done.stderr[-500:]
+
+
+def test_shared_heads_cannot_lose_k_or_v(tmp_path: Path) -> None:
+    plan = make_plan(read_checkpoint(skipless(tmp_path / "source")), [parse_trick("skipless:absorb=k")])
+    assert not plan.fits
+    assert "not square" in plan.places[0].detail
+
+
+def test_merged_twice_is_refused(tmp_path: Path) -> None:
+    _, out = convert_with(skipless(tmp_path / "source"), "skipless")
+    plan = make_plan(read_checkpoint(out), [parse_trick("skipless")])
+    assert not plan.fits
+    assert "already" in plan.places[0].detail
+
+
+def test_a_singular_matrix_is_one_line_that_names_it(tmp_path: Path) -> None:
+    source = skipless(tmp_path / "source", **MHA)
+    name = "layers.1.attention.q_proj.weight"
+    for file in source.glob("*.safetensors"):
+        held = load_file(file)
+        if name in held:
+            held[name][0] = held[name][1]
+            save_file(held, file, metadata={"format": "pt"})
+    plan = make_plan(read_checkpoint(source), [parse_trick("skipless")])
+    with pytest.raises(BadInput, match="rank-deficient") as error:
+        convert(plan, source, tmp_path / "out")
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+    plan = make_plan(read_checkpoint(source), [parse_trick("skipless:absorb=v")])
+    done = convert(plan, source, tmp_path / "other")
+    assert 1 < done.conditions["absorb.undo"] < 1e8
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "cohere"])
+def test_other_models_are_told_what_stands_in_the_way(model_type: str, tmp_path: Path) -> None:
+    fields = {"n_embd": 48, "n_head": 4, "n_layer": 3, "n_positions": 64} if model_type == "gpt2" else {}
+    plan = make_plan(
+        read_checkpoint(save_model(tmp_path / "source", model_type, **fields)), [parse_trick("skipless")]
+    )
+    assert not plan.fits
+    assert len(plan.places) == 3
+    for place in plan.places:
+        assert "a skip connection goes around its attention" in place.detail
+        assert "norms stand between" in place.detail
+
+
+def test_without_skips_the_experiment_finds_none() -> None:
+    from tricks.heads import attentions
+    from tricks.skipless import _skips
+
+    torch.manual_seed(0)
+    model = SkiplessForCausalLM(SkiplessConfig(vocab_size=99, hidden_size=32)).double().eval()
+    randomise(model)
+    found = attentions(model)
+    assert len(found) == 3
+    assert not any(_skips(model, [one.output for one in found]).values())
+
+
+def test_a_saved_model_is_found_by_the_auto_classes(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(skipless(tmp_path / "source"))
+    assert isinstance(model, SkiplessForCausalLM)
