@@ -22,7 +22,7 @@ from models.evaluate import HELDOUT, MODEL
 from models.train import schedule, token_stream
 from tricks.shipped.modeling_skipless import SkiplessConfig, SkiplessForCausalLM
 
-CONTEXT = 128
+CONTEXT = 64
 CONFIG = SkiplessConfig(
     vocab_size=2048,
     hidden_size=128,
