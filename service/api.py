@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from service.card import render_card
 from service.disk import disk_errors
 from service.events import Event
+from service.explore import Explored, explore
 from service.fetch import check_space, fetch
 from service.headers import read_headers
 from service.inspection import Inspection, inspect
@@ -36,6 +37,7 @@ from service.redis_server import running_redis
 from service.registry import About, Registry
 from service.reproduction import Reproduction, reproduce
 from service.rights import namespaces
+from service.search import Found, search
 from service.settings import Settings
 from service.source import Source, resolve
 from service.tokens import Grant, Vault, check_grant
@@ -196,13 +198,31 @@ class Service:
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def preflight(self, model: str, tricks: Sequence[str] = ()) -> Preflight:
+    def preflight(self, model: str, tricks: Sequence[str] = (), token: str | bool | None = None) -> Preflight:
         """What can be known of a conversion before any weight is downloaded, its plan included.
+
+        Here and in `explore`, `token` is the visitor's; False asks the Hub as nobody, None as the operator.
 
         Raises:
             BadInput: as `plan`.
         """
-        return preflight(model, _recipe(tricks or list(TRICKS)), self.settings.work)
+        return preflight(model, _recipe(tricks or list(TRICKS)), self.settings.work, token)
+
+    def explore(self, model: str, token: str | bool | None = None) -> Explored:
+        """A model's figures and every trick looked at on its own, nothing proven yet.
+
+        Raises:
+            BadInput: as `plan`.
+        """
+        return explore(model, token)
+
+    def search(self, words: str, limit: int = 8) -> list[Found]:
+        """Public models of the Hub that match, for a search box.
+
+        Raises:
+            BadInput: the Hub cannot be asked now.
+        """
+        return search(words, limit)
 
     def submit(
         self,

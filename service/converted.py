@@ -16,7 +16,7 @@ _LISTED = 100
 
 
 def converted_by(
-    source: Source, tricks: Sequence[str], *, ours: str | None = None, token: str | None = None
+    source: Source, tricks: Sequence[str], *, ours: str | None = None, token: str | bool | None = None
 ) -> str | None:
     """The repo that holds `source` converted with `tricks` already; None where none is known.
 
@@ -52,7 +52,7 @@ def _tags(info: ModelInfo) -> set[str]:
     return {tag.casefold() for tag in (*(info.tags or ()), *(f"base_model:{base}" for base in named))}
 
 
-def _is_of(source: Source, repo: str, tricks: Sequence[str], token: str | None) -> bool:
+def _is_of(source: Source, repo: str, tricks: Sequence[str], token: str | bool | None) -> bool:
     """Ours are held to their manifest (an older commit does not count), others taken at their word."""
     try:
         manifest = place_at(hub(token), repo).manifest
@@ -61,7 +61,7 @@ def _is_of(source: Source, repo: str, tricks: Sequence[str], token: str | None) 
     return manifest is None or _says(manifest, source, tricks)
 
 
-def _is_conversion(source: Source, tricks: Sequence[str], repo: str, token: str | None) -> bool:
+def _is_conversion(source: Source, tricks: Sequence[str], repo: str, token: str | bool | None) -> bool:
     try:
         manifest = place_at(hub(token), repo).manifest
     except HubMissing:

@@ -26,7 +26,7 @@ _HEADER_LIMIT = 100_000_000  # bytes; the safetensors library's own limit
 _JSON_LIMIT = 100_000_000  # bytes of config.json or the index
 
 
-def read_headers(source: Source, token: str | None = None) -> Checkpoint:
+def read_headers(source: Source, token: str | bool | None = None) -> Checkpoint:
     """Read the config and every weight file's header; of a Hub model, no weight is downloaded.
 
     Raises:
@@ -78,11 +78,11 @@ def url(source: Source, name: str) -> str:
     return address
 
 
-def read_json(source: Source, name: str, token: str | None) -> dict[str, Any]:
+def read_json(source: Source, name: str, token: str | bool | None) -> dict[str, Any]:
     return parse_json(_read_range(source, name, 0, _JSON_LIMIT, token), f"{name} of {source.model}")
 
 
-def _read_range(source: Source, name: str, begin: int, end: int, token: str | None) -> bytes:
+def _read_range(source: Source, name: str, begin: int, end: int, token: str | bool | None) -> bytes:
     """Bytes `begin` up to `end` (or the file's end) of a file, and no byte more whatever the server sends."""
     headers = build_hf_headers(token=token, library_name="tricksmith")
     hub(token)  # our client, with its time limits
@@ -103,7 +103,7 @@ def _read_range(source: Source, name: str, begin: int, end: int, token: str | No
     return ask(source.model, once, source.commit)
 
 
-def _read_header(source: Source, name: str, size: int, token: str | None) -> dict[str, Any]:
+def _read_header(source: Source, name: str, size: int, token: str | bool | None) -> dict[str, Any]:
     """The JSON header of one safetensors file, whose length must agree with the file's."""
     broken = BadInput(
         f"{name} of {source.model} is truncated or no safetensors file; tell the model's author"

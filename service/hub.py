@@ -111,7 +111,7 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or DEFAULT_ENDPOINT
 
 
-def hub(token: str | None = None) -> HfApi:
+def hub(token: str | bool | None = None) -> HfApi:
     """The client for `endpoint()`."""
     global _made
     with _FACTORY:

@@ -57,7 +57,7 @@ class Preflight:
         }
 
 
-def preflight(model: str, recipe: Sequence[Trick], work: Path, token: str | None = None) -> Preflight:
+def preflight(model: str, recipe: Sequence[Trick], work: Path, token: str | bool | None = None) -> Preflight:
     """Look at `model` from its metadata and headers alone; `work` is where the work would be done.
 
     Raises:

@@ -94,7 +94,7 @@ class Source:
         return Source(**{**fields, "files": tuple(SourceFile(**file) for file in data["files"])})
 
 
-def resolve(model: str, token: str | None = None) -> Source:
+def resolve(model: str, token: str | bool | None = None) -> Source:
     """Find `model`, a folder or a Hub id with an optional `@revision`, and pin it to one commit.
 
     Raises:
@@ -156,7 +156,7 @@ def _resolve_folder(path: Path) -> Source:
     )
 
 
-def _resolve_hub(model: str, revision: str | None, token: str | None) -> Source:
+def _resolve_hub(model: str, revision: str | None, token: str | bool | None) -> Source:
     api = hub(token)
     info = ask(
         model,
@@ -191,7 +191,7 @@ def _resolve_hub(model: str, revision: str | None, token: str | None) -> Source:
     return dataclasses.replace(source, files=files, licence=_licence(source.card))
 
 
-def _hub_file(source: Source, sibling: RepoSibling, token: str | None) -> SourceFile:
+def _hub_file(source: Source, sibling: RepoSibling, token: str | bool | None) -> SourceFile:
     """A file as the listing describes it; a listing without sizes is completed by asking for the file."""
     name, size = sibling.rfilename, sibling.size
     if size is None:
@@ -200,7 +200,7 @@ def _hub_file(source: Source, sibling: RepoSibling, token: str | None) -> Source
     return SourceFile(name, size or 0, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id)
 
 
-def _ask_for_file(source: Source, name: str, token: str | None) -> int | None:
+def _ask_for_file(source: Source, name: str, token: str | bool | None) -> int | None:
     """The size of one file, in bytes, by asking for its headers."""
     return ask(
         source.model,
@@ -209,7 +209,7 @@ def _ask_for_file(source: Source, name: str, token: str | None) -> int | None:
     ).size
 
 
-def _check_access(source: Source, token: str | None) -> None:
+def _check_access(source: Source, token: str | bool | None) -> None:
     try:
         _ask_for_file(source, "config.json", token)
     except HubUnavailable:

@@ -9,6 +9,8 @@ from tricks.plan import Plan
 from tricks.planning import make_plan
 from tricks.progress import Report, silent
 from tricks.recipe import TRICKS, Trick, parse_trick
+from tricks.sketch import Part
+from tricks.survey import Look, survey
 
 __all__ = [
     "TRICKS",
@@ -16,6 +18,8 @@ __all__ = [
     "Cancelled",
     "Checkpoint",
     "Conversion",
+    "Look",
+    "Part",
     "Place",
     "Plan",
     "Report",
@@ -30,4 +34,5 @@ __all__ = [
     "parse_trick",
     "read_checkpoint",
     "silent",
+    "survey",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,20 +32,31 @@ PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
 
 def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
     """A plan without its proof; the tricks are carried out in the order of `TRICKS`."""
+    return draft_on(subject_of(checkpoint), tricks)
+
+
+def subject_of(checkpoint: Checkpoint) -> Subject:
+    """What tricks are asked about: the model's class without weights, and its wiring."""
     blueprint = read_config(checkpoint.config, checkpoint.name)
     model = build(blueprint, "meta", torch.float32)
     unloaded = check_tensors(model, checkpoint)
-    subject = Subject(model, read_wiring(model), checkpoint, blueprint.config, unloaded)
+    wiring = read_wiring(model)
+    return Subject(model, wiring, checkpoint, blueprint.config, unloaded, blueprint.architecture)
+
+
+def draft_on(subject: Subject, tricks: Sequence[Trick]) -> Plan:
+    """`draft_plan` on a subject, which stays as it was."""
+    subject = replace(subject, claims={})
     order = list(TRICKS)
     drafts: list[Draft] = []
     for trick in sorted(tricks, key=lambda t: order.index(t.name)):
         drafts.append(PLANNERS[trick.name](subject, trick))
         subject.claims.update(drafts[-1].claims)
-    own = own_part(blueprint.architecture)
+    own = own_part(subject.architecture)
     marks: dict[str, Any] = {"tricksmith": {part: {} for part in own}} if own else {}
     return Plan(
-        model=checkpoint.name,
-        architecture=blueprint.architecture,
+        model=subject.checkpoint.name,
+        architecture=subject.architecture,
         tricks=tuple(tricks),
         places=tuple(place for draft in drafts for place in draft.places),
         edits=tuple(edit for draft in drafts for edit in draft.edits),

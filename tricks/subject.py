@@ -18,6 +18,7 @@ from tricks.wiring import Wiring
 class Subject:
     """A model to plan for: its class on the meta device, its wiring, and its checkpoint's headers.
 
+    `architecture` is the name of its class in transformers.
     `unloaded` names tensors of the checkpoint that transformers does not load: heads for drafting, say.
     `claims` maps the path of each module that an earlier trick of the recipe takes for itself to that trick.
     """
@@ -27,6 +28,7 @@ class Subject:
     checkpoint: Checkpoint
     config: PretrainedConfig
     unloaded: tuple[str, ...] = ()
+    architecture: str = ""
     claims: dict[str, str] = field(default_factory=dict)
 
     def claimed(self, path: str) -> str | None:

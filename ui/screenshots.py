@@ -80,7 +80,7 @@ def take(page: Page, url: str, images: Path) -> None:
     """Drive one conversion in the browser and picture the form with its plan, and the finished job."""
     images.mkdir(parents=True, exist_ok=True)
     page.goto(url)
-    page.get_by_label("Model").fill(f"./models/{MODEL.name}")
+    page.get_by_label("Model", exact=True).fill(f"./models/{MODEL.name}")
     page.get_by_label("Destination").fill(f"./out/{MODEL.name}-flashnorm")
     page.get_by_role("button", name="Show plan").click()
     page.wait_for_selector(".ts-plan", timeout=_JOB_MS)

@@ -77,6 +77,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def layer_pattern(where: str) -> str:
+    """A module's path with `*` for each layer number, as `tricks.Part` writes it."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", where)
+
+
 @dataclass(frozen=True)
 class PlaceGroup:
     """Places that differ in nothing but a layer number, told as one: `where` has [0-31] for it."""

@@ -1,4 +1,4 @@
-"""The web pages as one Gradio app: `/` the form, `/job?id=...` one job, `/jobs` the latest ones."""
+"""The web pages as one Gradio app: `/` one model, `/job?id=...` one job, `/jobs` the latest ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gradio.components import Navbar
 
 from service.api import Service
 from tricks import BadInput
-from ui.pages import form, job, jobs
+from ui.pages import explore, job, jobs
 from ui.pages.guard import is_loopback
 from ui.pages.theme import CSS, THEME
 
-_HOME = "Convert"
+_HOME = "Explore"
 
 
 def build(service: Service, *, folders: bool) -> gr.Blocks:
@@ -24,7 +24,7 @@ def build(service: Service, *, folders: bool) -> gr.Blocks:
     app: gr.Blocks = gr.Blocks(title="Tricksmith", analytics_enabled=False)
     with app:
         Navbar(main_page_name=_HOME)
-        form.build(service, folders=folders)
+        explore.build(app, service, folders=folders)
     with app.route("Jobs", "/jobs") as page:
         Navbar(main_page_name=_HOME)
         jobs.build(page, service)

@@ -47,7 +47,7 @@ def page(chromium: Browser, url: str) -> Iterator[Page]:
 
 def fill(page: Page, url: str, model: str, to: str = "") -> None:
     page.goto(url)
-    page.get_by_label("Model").fill(model)
+    page.get_by_label("Model", exact=True).fill(model)
     if to:
         page.get_by_label("Destination").fill(to)
     page.get_by_role("button", name="Show plan").click()
@@ -100,7 +100,7 @@ def test_a_refusal_is_one_line_and_nothing_typed_is_lost(page: Page, url: str, t
     page.on("dialog", lambda dialog: dialogs.append(dialog.message))
     fill(page, url, bad, "you/name")
     expect(page.get_by_role("alert").filter(has_text="<img")).to_be_visible(timeout=SLOW_MS)
-    expect(page.get_by_label("Model")).to_have_value(bad)
+    expect(page.get_by_label("Model", exact=True)).to_have_value(bad)
     expect(page.get_by_label("Destination")).to_have_value("you/name")
     expect(page.get_by_role("button", name="Convert")).to_be_disabled()
     assert page.locator("#problem img").count() == 0
@@ -110,7 +110,8 @@ def test_a_refusal_is_one_line_and_nothing_typed_is_lost(page: Page, url: str, t
 def test_a_changed_request_needs_a_new_plan(page: Page, url: str, model: Path) -> None:
     fill(page, url, str(model))
     expect(page.locator("#plan")).to_contain_text("LlamaForCausalLM", timeout=SLOW_MS)
-    page.get_by_label("Model").press_sequentially("x")
+    page.get_by_label("Model", exact=True).press_sequentially("x")
+    page.get_by_label("Destination").focus()
     expect(page.locator("#plan")).to_contain_text("has changed")
     expect(page.get_by_role("button", name="Convert")).to_be_disabled()
 

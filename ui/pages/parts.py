@@ -1,13 +1,13 @@
-"""HTML pieces of the pages. Everything that comes from outside goes through `esc`, here and nowhere else."""
+"""HTML pieces of the pages. Everything that comes from outside goes through `esc`."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from service.jobs import Job, Stage, State
 from tricks import Plan
+from ui.pages.escape import breakable, esc
 from ui.text import ago, count, duration, group_places, proof_line, rate, reasons, savings_rows, share
 
 if TYPE_CHECKING:  # evals brings torch
@@ -29,11 +29,6 @@ _LOGO = (
 )
 
 
-def esc(text: object) -> str:
-    """Text as HTML, quotes included."""
-    return html.escape(str(text), quote=True)
-
-
 def brand() -> str:
     """What every page begins with."""
     return (
@@ -46,6 +41,11 @@ def brand() -> str:
 def problem(text: str) -> str:
     """A refusal, where the eye and a screen reader find it."""
     return f'<div class="ts-problem" role="alert">{esc(text)}</div>' if text else ""
+
+
+def waiting(text: str) -> str:
+    """What is going on, told to a screen reader too."""
+    return f'<div class="ts-hint ts-waiting" role="status">{esc(text)}</div>'
 
 
 def hint(text: str) -> str:
@@ -62,11 +62,11 @@ def plan_view(plan: Plan) -> str:
         f'<p class="ts-lead">{fitting:,} of {esc(count(len(plan.places), "place"))} will change'
         f"{'; lossless' if plan.lossless else '; approximate'}.</p>"
     )
-    tiles = "".join(_tile(name, value) for name, value in savings_rows(plan))
+    tiles = "".join(tile(name, value) for name, value in savings_rows(plan))
     rows = "".join(
         f'<tr class="{"ts-fits" if g.fits else "ts-misfit"}"><td>{esc(g.trick)}</td>'
-        f"<td><code>{_breakable(g.where)}</code>{_times(g.size)}</td>"
-        f"<td>{'<b>fits</b>' if g.fits else '<b>does not fit</b>'}</td><td>{_breakable(g.detail)}</td></tr>"
+        f"<td><code>{breakable(g.where)}</code>{_times(g.size)}</td>"
+        f"<td>{'<b>fits</b>' if g.fits else '<b>does not fit</b>'}</td><td>{breakable(g.detail)}</td></tr>"
         for g in sorted(groups, key=lambda g: not g.fits)
     )
     table = (
@@ -81,21 +81,17 @@ def plan_view(plan: Plan) -> str:
 def _name(model_or_place: str) -> str:
     """A Hub id as it is; of a folder its last two parts, the whole path on pointing at it."""
     if not model_or_place.startswith("/"):
-        return _breakable(model_or_place)
+        return breakable(model_or_place)
     short = "/".join(model_or_place.rstrip("/").split("/")[-2:])
-    return f'<span title="{esc(model_or_place)}">{_breakable(short)}</span>'
+    return f'<span title="{esc(model_or_place)}">{breakable(short)}</span>'
 
 
 def _times(number: int) -> str:
     return f' <span class="ts-times">×{number}</span>' if number > 1 else ""
 
 
-def _breakable(text: str) -> str:
-    """Escaped text that a narrow column may break behind dots and underscores."""
-    return esc(text).replace(".", ".<wbr>").replace("_", "_<wbr>")
-
-
-def _tile(name: str, value: str) -> str:
+def tile(name: str, value: str) -> str:
+    """A figure with its name."""
     return f'<div class="ts-tile"><span>{esc(name)}</span><strong>{esc(value)}</strong></div>'
 
 
@@ -186,7 +182,7 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
 def _link(target: str) -> str:
     if target.startswith(("https://", "http://")):
         return f'<a href="{esc(target)}" rel="noopener noreferrer">{esc(target)}</a>'
-    return f"<code>{_breakable(target)}</code>"
+    return f"<code>{breakable(target)}</code>"
 
 
 def jobs_table(jobs: Iterable[Job], now: float) -> str:

@@ -1,0 +1,102 @@
+"""What a trick saves, and what a job measured, as tables for Gradio's own plots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import pandas as pd
+
+from service.explore import Explored, Figures
+from tricks import Plan
+
+if TYPE_CHECKING:  # evals brings torch
+    from evals import Evidence
+
+CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+BATCHES = (1, 16, 64, 256)
+_READS = re.compile(r"(?P<what>.*reads)_(?P<when>before|after)_batch_(?P<batch>\d+)")
+_GB = 1e9
+
+
+def weights(seen: Explored) -> pd.DataFrame:
+    """Columns model, gigabytes: the source, and the result of each trick that fits, on its own."""
+    rows: list[tuple[str, float]] = [("source", seen.figures.weight_bytes / _GB)]
+    for look in seen.looks:
+        if look.plan is not None and look.fits:
+            saved = look.plan.savings.get("weight_bytes_saved", 0)
+            rows.append((look.trick.name, (seen.figures.weight_bytes - saved) / _GB))
+    return pd.DataFrame(rows, columns=["model", "gigabytes"])
+
+
+def cache(figures: Figures, plans: Sequence[tuple[str, Plan]], batch: int) -> pd.DataFrame:
+    """Columns context, gigabytes, model: the cache of the source and of each trick that makes it smaller."""
+    per_token = figures.cache_per_token
+    if per_token is None:
+        return pd.DataFrame(columns=["context", "gigabytes", "model"])
+    lines: list[tuple[str, float]] = [("source", per_token)]
+    for name, plan in plans:
+        if saved := _cache_saved(plan):
+            lines.append((name, per_token - saved))
+    rows = [(context, per * context * batch / _GB, name) for name, per in lines for context in CONTEXTS]
+    return pd.DataFrame(rows, columns=["context", "gigabytes", "model"])
+
+
+def _cache_saved(plan: Plan) -> int | float:
+    return next(
+        (n for key, n in plan.savings.items() if key.startswith("cache_bytes_per_token") and "saved" in key),
+        0,
+    )
+
+
+def reads(plans: Sequence[tuple[str, Plan]]) -> pd.DataFrame:
+    """Columns step, reads: numbers read per step before and after, where a plan counts them."""
+    counted: dict[int, dict[str, int | float]] = {}
+    for _, plan in plans:
+        for key, value in plan.savings.items():
+            if found := _READS.fullmatch(key):
+                counted.setdefault(int(found["batch"]), {})[found["when"]] = value
+    rows = [
+        (f"batch {batch}, {when}", counted[batch][when])
+        for batch in sorted(counted)
+        for when in ("before", "after")
+        if when in counted[batch]
+    ]
+    return pd.DataFrame(rows, columns=["step", "reads"])
+
+
+def divergences(evidence: Evidence) -> pd.DataFrame:
+    """Columns position, nats, which: mean and largest divergence by position in the window."""
+    rows: list[tuple[float, float, str]] = []
+    for begin, mean, largest in evidence.series.get("positions", []):
+        rows += [(begin, mean, "mean"), (begin, largest, "largest")]
+    return pd.DataFrame(rows, columns=["position", "nats", "which"])
+
+
+def layers(evidence: Evidence) -> pd.DataFrame:
+    """Columns layer, error, which: relative error of the residual stream behind each layer."""
+    rows: list[tuple[int, float, str]] = []
+    for number, (converted, rounding) in enumerate(evidence.series.get("layers", [])):
+        rows += [(number, converted, "converted"), (number, rounding, "source's own rounding")]
+    return pd.DataFrame(rows, columns=["layer", "error", "which"])
+
+
+def losses(evidence: Evidence) -> pd.DataFrame:
+    """Columns source, converted: the loss of each drawn token, nats."""
+    rows = evidence.series.get("losses", [])
+    return pd.DataFrame(rows, columns=["source", "converted"])
+
+
+def bars(frame: pd.DataFrame) -> dict[str, Any]:
+    """`drawn` for bars: in the order of the rows, and from zero on, so that lengths tell the truth."""
+    if not len(frame):
+        return gr.update(visible=False)
+    x, y = frame.columns
+    return gr.update(value=frame, visible=True, sort=list(frame[x]), y_lim=[0, float(frame[y].max()) * 1.05])
+
+
+def drawn(frame: pd.DataFrame) -> dict[str, Any]:
+    """The update that shows a plot, or hides it where there is nothing to draw."""
+    return gr.update(value=frame, visible=True) if len(frame) else gr.update(visible=False)

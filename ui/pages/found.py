@@ -1,0 +1,119 @@
+"""What exploring a model found, as HTML: its facts, a card for each trick, and what to know before."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from service.explore import Explored
+from service.preflight import Preflight
+from tricks import Look
+from ui.pages.escape import breakable, esc
+from ui.pages.parts import tile
+from ui.pages.picture import COLOURS, legend, picture
+from ui.pages.words import about
+from ui.text import count, group_places, savings_rows, size
+
+_REASONS = 3
+
+
+def facts(seen: Explored) -> str:
+    """The model's name, commit and figures."""
+    figures, source = seen.figures, seen.source
+    tiles = [
+        tile("parameters", _scaled(figures.parameters)),
+        tile("weights", size(figures.weight_bytes)),
+        tile("licence", source.licence or "not stated"),
+    ]
+    if figures.layers:
+        tiles.append(tile("layers", f"{figures.layers:,}"))
+    if figures.cache_per_token:
+        tiles.append(tile("cache per token", size(figures.cache_per_token)))
+    at = f" at {source.commit[:12]}" if source.commit else ""
+    return (
+        f'<section class="ts-facts"><h2>{breakable(source.model)} '
+        f'<span class="ts-quiet">{esc(seen.architecture)}{esc(at)}</span></h2>'
+        f'<div class="ts-tiles">{"".join(tiles)}</div></section>'
+    )
+
+
+def wiring(seen: Explored) -> str:
+    """The picture with its legend."""
+    plans = [(number, look.plan) for number, look in enumerate(seen.looks) if look.plan is not None]
+    names = [(number, look.trick.name) for number, look in enumerate(seen.looks)]
+    places = [place for _, plan in plans for place in plan.places]
+    return (
+        '<section class="ts-wiring"><h3>Wiring, and what each trick touches</h3>'
+        f"{picture(seen.parts, plans, seen.source.model)}{legend(names, places)}</section>"
+    )
+
+
+def cards(seen: Explored) -> str:
+    """One card for each trick: fits, or does not fit because."""
+    shown = "".join(_card(number, look) for number, look in enumerate(seen.looks))
+    return f'<section class="ts-cards" aria-label="Tricks">{shown}</section>'
+
+
+def _card(number: int, look: Look) -> str:
+    name, plan = look.trick.name, look.plan
+    head = (
+        f'<h3><i aria-hidden="true" style="background:{COLOURS[number % len(COLOURS)]}">'
+        f"{esc(name[:1].upper())}</i>{esc(name)} "
+        f'<span class="{"ts-yes-word" if look.fits else "ts-no-word"}">'
+        f"{'✓ fits' if look.fits else '✕ does not fit'}</span></h3>"
+    )
+    said = f'<p class="ts-quiet">{esc(about(name))}</p>' if about(name) else ""
+    if plan is None:
+        return f'<article class="ts-card">{head}{said}<p>because {breakable(look.reason or "")}</p></article>'
+    fitting = sum(place.fits for place in plan.places)
+    body = (
+        [f"<p>{fitting:,} of {esc(count(len(plan.places), 'place'))} would change.</p>"] if look.fits else []
+    )
+    rows = [
+        (label, value)
+        for label, value in savings_rows(plan)
+        if "saved" in label and value not in ("0 B", "0")
+    ]
+    body += [f"<p><b>{esc(value)}</b> {esc(label)}</p>" for label, value in rows]
+    misfits = [group for group in group_places(plan.places) if not group.fits]
+    reasons = Counter[str]()
+    for group in misfits:
+        reasons[group.detail] += group.size
+    if reasons:
+        items = "".join(
+            f"<li>{breakable(reason)} ({esc(count(number, 'place'))})</li>"
+            for reason, number in reasons.most_common(_REASONS)
+        )
+        body.append(f"<p>Not {'everywhere, ' if look.fits else ''}because:</p><ul>{items}</ul>")
+    return f'<article class="ts-card">{head}{said}{"".join(body)}</article>'
+
+
+def before(seen: Preflight) -> str:
+    """What the work needs here, and what to know before it starts."""
+    rows = [
+        ("to download", size(seen.download)),
+        ("disk", f"{size(seen.disk)} of {size(seen.disk_free)} free"),
+        ("memory to compare", f"{size(seen.memory)} of {size(seen.memory_free)} free"),
+        ("time", f"roughly {_guess(seen)}"),
+    ]
+    tiles = "".join(tile(name, value) for name, value in rows)
+    warned = "".join(f"<li>{breakable(text)}</li>" for text in seen.warnings)
+    note = f'<ul class="ts-warnings" aria-label="Know before">{warned}</ul>' if warned else ""
+    return (
+        '<section class="ts-before"><h3>What it takes</h3>'
+        f'<div class="ts-tiles">{tiles}</div>{note}</section>'
+    )
+
+
+def _guess(seen: Preflight) -> str:
+    """Very roughly: a download at 50 MB/s, then 25 MB/s of weights through conversion and comparison."""
+    seconds = 10 + seen.download / 50e6 + seen.source.size_bytes / 25e6
+    if seconds < 60:
+        return "a minute"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"
+
+
+def _scaled(number: int) -> str:
+    for step, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= step:
+            return f"{number / step:.3g} {unit}"
+    return str(number)
