@@ -29,7 +29,7 @@ def test_every_known_trick_is_looked_at(model: Path) -> None:
     shown = found.facts(seen) + found.wiring(seen) + found.cards(seen)
     assert "3.44 M" in shown
     assert shown.count('class="ts-card"') == len(TRICKS)
-    assert list(charts.weights(seen)["model"])[0] == "source"
+    assert next(iter(charts.weights(seen)["model"])) == "source"
 
 
 def test_the_picture_shows_each_kind_of_layer_once_and_what_a_trick_touches(model: Path) -> None:
