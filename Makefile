@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check bench-convert screenshots format pins clean
+.PHONY: help setup browser demo test check bench-convert bench-service chaos up screenshots format pins clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,18 @@ format: $(READY) ## Format the code and mend what the linter can mend
 
 bench-convert: $(READY) ## Measure conversion against cp and against flashify_repo on a 1 GB model
 	@$(BIN)/python -m benchmarks.convert $(ARGS)
+
+chaos: $(READY) ## Strike a deployment in every stage of a job; nothing may be lost
+	@$(BIN)/python -m benchmarks.chaos.run $(ARGS)
+
+bench-service: $(READY) ## Measure 10,000 submits by 200 users, and 1,000 jobs drained to the end
+	@$(BIN)/python -m benchmarks.service.run $(ARGS)
+
+up: ## Start everything with Docker; writes the secrets' files where they are missing
+	@install -d -m 700 deploy/secrets
+	@test -s deploy/secrets/redis_password || (umask 022; openssl rand -hex 32 > deploy/secrets/redis_password)
+	@test -e deploy/secrets/hf_token || (umask 022; printf '%s' "$$HF_TOKEN" > deploy/secrets/hf_token)
+	docker compose up --detach --build $(ARGS)
 
 screenshots: $(READY) browser ## Take the screenshots of the README anew
 	@$(BIN)/python -m ui.screenshots $(ARGS)

@@ -24,6 +24,7 @@ from service.events import Event
 from service.explore import Explored, explore
 from service.fetch import check_space, fetch
 from service.headers import read_headers
+from service.health import Health
 from service.inspection import Inspection, inspect
 from service.jobs import Job, JobStore, new_id, no_job, request_key
 from service.lanes import Queue, lane
@@ -360,6 +361,11 @@ class Service:
         """The living workers."""
         self._connect()
         return self._registry.workers()
+
+    def health(self) -> Health:
+        """What this process answers to probes and to Prometheus."""
+        store, _ = self._connect()
+        return Health(store, self._registry)
 
     # -- watches -----------------------------------------------------------------------------------
 

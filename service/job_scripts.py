@@ -123,6 +123,7 @@ local function move(id, to, from, more)
       redis.call('ZADD', P .. 'detailed', now, id)
       if redis.call('GET', active) == id then redis.call('DEL', active) end
       count('jobs|' .. to)
+      if to == 'published' then count('bytes', field(id, 'size') or 0) end
       if to == 'failed' then count('failures|' .. (field(id, 'cause') or 'other')) end
       local verdict = field(id, 'verdict')
       if verdict then count('verdicts|' .. verdict) end
@@ -272,6 +273,7 @@ RECLAIM = (
 -- ask: id, most (attempts that may be lost), text, reason (JSON); answer: 'ok' where it was moved
 if redis.call('EXISTS', key(ask.id) .. ':lease') == 1 then return 'running' end
 local lost = tonumber(redis.call('HGET', key(ask.id), 'lost') or '0') + 1
+count('lost|worker')
 if lost >= ask.most then
   return move(ask.id, 'failed', {running = true}, {text = cjson.decode(ask.reason),
     set = {reason = ask.reason, cause = '"worker lost"', lost = tostring(lost)}})

@@ -266,6 +266,25 @@ class JobStore:
         before = sum(min(size, mine + (name in others)) for name, size in sizes.items() if name != user)
         return int(mine + before)
 
+    def counts(self) -> dict[str, float]:
+        """What the scripts have counted, by name."""
+        found = self._redis.hgetall(PREFIX + "metrics")
+        return {name: float(number) for name, number in found.items()}
+
+    def oldest_waiting(self) -> float:
+        """For how many seconds the job that was queued first has waited; 0 where none waits."""
+        first = self._redis.zrange(PREFIX + "waiting", 0, 0, withscores=True)
+        now, micro = self._redis.time()
+        return max(0.0, now + micro / 1e6 - first[0][1]) if first else 0.0
+
+    def check_writable(self) -> None:
+        """Ask Redis to write.
+
+        Raises:
+            redis.RedisError: it does not answer, or takes no writes (its disk is full, say).
+        """
+        self._redis.set(PREFIX + "writable", "1", ex=60)
+
     def waiting_ids(self, limit: int) -> list[str]:
         """The jobs that were queued first."""
         found: list[str] = self._redis.zrange(PREFIX + "waiting", 0, limit - 1)

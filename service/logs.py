@@ -61,3 +61,5 @@ def set_up_logs(*, as_json: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for chatty in ("httpx", "httpx2", "httpcore", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -53,6 +53,8 @@ class Settings:
     """For how long a failed job's work folder is kept for its retry."""
     limits: Limits = field(default_factory=Limits)
     host: str = field(default_factory=socket.gethostname)
+    requests_per_second: int = 100
+    """Of one address at the web side, after a first burst; 0 for any number."""
     metrics_port: int = 0
     """Where a worker serves its health and metrics on all addresses; 0 for nowhere."""
     json_logs: bool = False
@@ -109,6 +111,7 @@ class Settings:
             failed_work=3600.0 * read.count("KEEP_FAILED_HOURS", 72, least=0),
             limits=limits,
             host=env.get("TRICKSMITH_HOST") or socket.gethostname(),
+            requests_per_second=read.count("REQUESTS_PER_SECOND", 100, least=0),
             metrics_port=read.count("METRICS_PORT", 0, least=0),
             json_logs=(env.get("TRICKSMITH_LOG") or "text") == "json",
             token_key=key,

@@ -137,11 +137,13 @@ def parser() -> argparse.ArgumentParser:
         "--workers", type=_workers, default=1, metavar="N", help="worker processes (default 1, 0 for none)"
     )
 
+    add("doctor", "look at this deployment (Redis, disk, GPU, token, clocks), and say what to change")
+
     worker = add(
         "worker", "run one worker on the queue that REDIS_URL, or the data folder, names", json=False
     )
     worker.add_argument(
-        "--queue", action="append", default=[], metavar="NAME", help="cpu or gpu; both if none"
+        "--queue", action="append", default=[], choices=("cpu", "gpu"), help="cpu or gpu; both if none"
     )
     return top
 

@@ -186,6 +186,13 @@ def worker(args: argparse.Namespace) -> int:
     return run_worker(settings, args.queue) if args.queue else run_worker(settings)
 
 
+def doctor(args: argparse.Namespace) -> int:
+    """Look at this deployment, and say what to change."""
+    from ui.commands_doctor import doctor as run
+
+    return run(args)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     function.__name__: function
     for function in (
@@ -202,6 +209,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
         watch,
         serve,
         worker,
+        doctor,
     )
 }
 

@@ -35,10 +35,12 @@ def serve(host: str, port: int, workers: int) -> int:
 def _page(service: Service, host: str, port: int) -> Iterator[None]:
     # Gradio takes seconds to import, and nothing but this command needs it.
     from ui import web
+    from ui.health import add_health
     from ui.webhook import add_webhook
 
     app = web.launch(service, host, port)
     try:
+        add_health(app.app, service.health())
         if (receiver := service.webhook_receiver()) is not None:
             add_webhook(app.app, receiver)
         yield

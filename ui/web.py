@@ -9,9 +9,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 from gradio.components import Navbar
+from starlette.middleware import Middleware
 
 from service.api import Service
 from tricks import BadInput
+from ui.door import Door, Rates
 from ui.pages import explore, job, jobs
 from ui.pages.guard import is_loopback
 from ui.pages.theme import CSS, THEME
@@ -34,6 +36,12 @@ def build(service: Service, *, folders: bool) -> gr.Blocks:
     return app
 
 
+def _rates(service: Service, host: str) -> Rates | None:
+    each = 0 if is_loopback(host) else service.settings.requests_per_second
+    # A page brings some fifty files along when it is opened.
+    return Rates(each, 60 + 10 * each) if each else None
+
+
 def launch(service: Service, host: str, port: int) -> gr.Blocks:
     """Serve the pages from a thread of this process; returns the app, to be closed.
 
@@ -52,6 +60,7 @@ def launch(service: Service, host: str, port: int) -> gr.Blocks:
             css=CSS,
             footer_links=[],
             ssr_mode=False,
+            app_kwargs={"middleware": [Middleware(Door, _rates(service, host))]},
         )
     except OSError as error:
         raise BadInput(f"cannot listen on {host}:{port} ({error}); choose another --port or --host") from None

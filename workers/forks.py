@@ -86,6 +86,18 @@ class Forks:
         """The fork server's pid."""
         return self._process.pid if self._process else None
 
+    def wait_until_ready(self) -> None:
+        """Wait until a child can be had at once.
+
+        Raises:
+            NoChild: the fork server does not start.
+        """
+        with self._lock:
+            try:
+                self._wait_until_ready()
+            except OSError as error:
+                raise NoChild(f"the fork server does not start ({error}); see {self._log}") from error
+
     def fork(
         self,
         folder: Path,

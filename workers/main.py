@@ -24,6 +24,7 @@ from celery import Celery, signals
 from celery.beat import EmbeddedService
 
 from service.api import Service
+from service.health import Health, served
 from service.lanes import Queue
 from service.logs import set_up_logs
 from service.queue import RECOVER_EVERY, WATCH, make_app, top_up
@@ -55,6 +56,7 @@ def run_worker(
     settings = replace(settings, concurrency=concurrency or settings.concurrency)
     stops = threading.Event()
     with running_redis(settings) as url, Worker(url, settings, queues, stops) as worker:
+        worker.forks.wait_until_ready()  # no job waits here while another worker could have it
         app = make_app(url)
         add_tasks(app, worker)
 
@@ -64,6 +66,9 @@ def run_worker(
         signals.worker_shutting_down.connect(stopping, weak=False)
         keeper = threading.Thread(target=_keep_house, args=[app, worker], name="house", daemon=True)
         keeper.start()
+        if settings.metrics_port:
+            health = Health(worker.store, worker.registry)
+            worker.also(served(health, settings.metrics_port))
         celery = app.Worker(
             pool="threads",
             concurrency=settings.concurrency,

@@ -9,11 +9,11 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -79,6 +79,10 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def also(self, context: AbstractContextManager[Any]) -> None:
+        """Hold something open for as long as this worker lives."""
+        self._stack.enter_context(context)
 
     def next_job(self, queue: str) -> Attempt | None:
         """Take the job that is next in this queue, if one may run now."""

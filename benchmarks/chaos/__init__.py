@@ -1,0 +1,1 @@
+"""Faults in every stage of a job, and the proof that no accepted job is lost or done twice."""
