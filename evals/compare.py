@@ -69,6 +69,7 @@ class _Comparison:
     floors: list[LogitComparison] = field(default_factory=list)
     rounded: LogitComparison | None = None
     in_wide: LogitComparison | None = None
+    beside_rounded: LogitComparison | None = None  # `in_wide` on the positions of `rounded`
     in_storage: LogitComparison | None = None
     decoded: LogitDifference | None = None
     generation: Generation | None = None
@@ -175,15 +176,18 @@ def _measure(
 ) -> tuple[list[Check], list[Check], Perplexity | None, list[str]]:
     """Run the converted model, and the source for its noise; a second time over all of it where in doubt."""
     notes: list[str] = []
-    _run_floors(run, reference, reference.sample)
+    _run_floors(run, reference, list(reference.sample.values()))
     run.rounded = reference.rounded
     _run_converted(run, reference, reasons)
     if any(not check.passed for check in _checks(run)) and not reasons and _worth_another_look(run):
         notes.append(AGAIN_NOTE)
         whole = [piece for piece in reference.pieces if piece.logits is not None]
         _run_floors(run, reference, whole)
+        if run.lossless:
+            _run_stored(run, reference, whole)
         if run.rounded is not None:
             _run_rounded(run, reference, whole)
+            run.beside_rounded = run.in_wide
     checks = _checks(run)
     floor = _floor(run)
     if floor.noisy:
@@ -235,12 +239,18 @@ def _run_converted(run: _Comparison, reference: Reference, reasons: list[str]) -
     """
     meter = reference.meter
     in_wide = f"converted in {dtype_name(run.wide.dtype)}"
-    in_storage = f"converted in {dtype_name(run.stored.dtype)}"
     with loaded(run.converted, run.kind, run.wide, run.own_code) as found:
         if found.missing:
             reasons.append(f"the converted folder lacks weights that its model needs: {few(found.missing)}")
-        pieces = reference.pieces if run.lossless else reference.sample
-        run.in_wide, run.losses = run_pieces(found, pieces, meter, "source", in_wide, run.hidden)
+        if run.lossless:
+            run.beside_rounded = LogitComparison("source", in_wide)
+            beside = (run.beside_rounded, reference.sample)
+            run.in_wide, run.losses = run_pieces(
+                found, reference.pieces, meter, "source", in_wide, run.hidden, beside
+            )
+        else:
+            sample = list(reference.sample.values())
+            run.in_wide = run_pieces(found, sample, meter, "source", in_wide, run.hidden)[0]
         led = decode(found, reference)
     if led is not None and reference.continuations is not None:
         wrote = reference.continuations
@@ -248,15 +258,22 @@ def _run_converted(run: _Comparison, reference: Reference, reasons: list[str]) -
         steps = LogitComparison("source", f"{in_wide}, cached")
         steps.add(wrote.logits.flatten(0, 1), led.logits.flatten(0, 1))
         run.decoded = steps.result()
+    if run.lossless:
+        _run_stored(run, reference, list(reference.sample.values()))
+    else:
+        run.losses = _run_stored(run, reference, reference.pieces)
+
+
+def _run_stored(run: _Comparison, reference: Reference, pieces: list[Piece]) -> torch.Tensor:
+    name = f"converted in {dtype_name(run.stored.dtype)}"
     with loaded(run.converted, run.kind, run.stored, run.own_code) as found:
-        pieces = reference.sample if run.lossless else reference.pieces
-        run.in_storage, losses = run_pieces(found, pieces, meter, "source", in_storage)
-    if not run.lossless:
-        run.losses = losses
+        run.in_storage, losses = run_pieces(found, pieces, reference.meter, "source", name)
+    return losses
 
 
 def _floor(run: _Comparison) -> Floor:
-    return Floor.of([comparison.result() for comparison in run.floors])
+    own = [*run.floors, *([run.rounded] if run.rounded is not None else [])]
+    return Floor.of([comparison.result() for comparison in own])
 
 
 def _checks(run: _Comparison) -> list[Check]:
@@ -264,8 +281,8 @@ def _checks(run: _Comparison) -> list[Check]:
     assert run.in_storage is not None
     floor, wide = _floor(run), run.in_wide.result()
     checks = wide_checks(floor, wide)
-    if run.rounded is not None and not floor.noisy:
-        checks.append(rounding_check(run.rounded.result(), wide))
+    if run.rounded is not None and run.beside_rounded is not None and not floor.noisy:
+        checks.append(rounding_check(run.rounded.result(), run.beside_rounded.result()))
     stored = f"in {dtype_name(run.stored.dtype)}"
     checks += loose_checks(floor, run.in_storage.result(), stored)
     if run.decoded is not None and run.generation is not None:

@@ -10,6 +10,7 @@ import torch
 ROWS = 64  # rows worked on at once: 64 x 128k vocabulary x float64 is 64 MiB a temporary
 MASKED = -1e30  # models that forbid tokens write the dtype's least number there; that is no logit
 TOP = 5
+HIGH = 0.9  # the quantile over positions that tells of many, and is deaf to a few
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,11 @@ class LogitDifference:
 
     Raw logits, over all positions and the whole vocabulary: `largest`, `mean` and `rms` of the absolute
     difference; `largest_entry`, the largest RMS difference of one vocabulary entry over all positions;
-    `largest_position` and `largest_token` say where `largest` is. Distributions, per position:
-    `divergence`, `median_divergence` and `largest_divergence` of the Kullback-Leibler divergence in nats from
-    the reference to the other; `total_variation`, the mean total variation distance; `top1`, the share of
-    positions with the same best token; `top5`, the mean share of the five best tokens that both have.
+    `largest_position` and `largest_token` say where `largest` is. Distributions, per position: `divergence`,
+    `median_divergence` and `largest_divergence` of the Kullback-Leibler divergence in nats from the reference
+    to the other; `high_divergence` and `high_rms`, the 90th percentiles over positions; `total_variation`,
+    the mean total variation distance; `top1`, the share of positions with the same best token; `top5`, the
+    mean share of the five best tokens that both have.
 
     `not_finite` counts NaN and Inf in either model's logits; the other figures are NaN where it is not 0.
     `identical` says that all logits agree bit for bit.
@@ -38,6 +40,8 @@ class LogitDifference:
     rms: float
     divergence: float
     median_divergence: float
+    high_divergence: float
+    high_rms: float
     largest_divergence: float
     total_variation: float
     top1: float
@@ -57,6 +61,7 @@ class LogitComparison:
         self._largest, self._where = 0.0, (0, 0)
         self._squares: torch.Tensor | None = None  # (vocabulary,)
         self._divergences: list[torch.Tensor] = []
+        self._position_squares: list[torch.Tensor] = []  # mean over the vocabulary, (positions,)
         self._identical = True
 
     def add(self, reference: torch.Tensor, other: torch.Tensor) -> None:
@@ -71,6 +76,7 @@ class LogitComparison:
         self._not_finite += bad
         if bad:
             self._divergences.append(torch.full((len(a),), math.nan, dtype=torch.float64))
+            self._position_squares.append(self._divergences[-1])
             return
         if torch.equal(a, b):
             self._take_equal(a)
@@ -84,6 +90,7 @@ class LogitComparison:
         if float(difference.view(-1)[largest]) > self._largest:
             self._largest = float(difference.view(-1)[largest])
             self._where = (begin + largest // a.shape[1], largest % a.shape[1])
+        self._position_squares.append(difference.square().mean(1))
         squares = difference.square().sum(0)
         self._squares = squares if self._squares is None else self._squares + squares
         log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
@@ -96,6 +103,7 @@ class LogitComparison:
     def _take_equal(self, a: torch.Tensor) -> None:
         self._values += int((a > MASKED).sum())
         self._divergences.append(torch.zeros(len(a), dtype=torch.float64))
+        self._position_squares.append(self._divergences[-1])
         self._top1 += len(a)
         self._top5 += len(a) * min(TOP, a.shape[1])
         if self._squares is None:
@@ -110,6 +118,7 @@ class LogitComparison:
         finite = self._not_finite == 0 and self._positions > 0
         squares = torch.zeros(1, dtype=torch.float64) if self._squares is None else self._squares
         divergences = self.divergences()
+        squares_by_position = torch.cat(self._position_squares) if self._position_squares else divergences
 
         def over(total: float, count: int) -> float:
             return total / count if finite and count else math.nan
@@ -126,6 +135,8 @@ class LogitComparison:
             rms=math.sqrt(over(float(squares.sum()), self._values)) if finite else math.nan,
             divergence=float(divergences.mean()) if finite else math.nan,
             median_divergence=float(divergences.median()) if finite else math.nan,
+            high_divergence=float(divergences.quantile(HIGH)) if finite else math.nan,
+            high_rms=math.sqrt(float(squares_by_position.quantile(HIGH))) if finite else math.nan,
             largest_divergence=float(divergences.max()) if finite else math.nan,
             total_variation=over(self._variation, self._positions),
             top1=over(self._top1, self._positions),

@@ -43,15 +43,16 @@ class Piece:
 class Reference:
     """The source's own answers.
 
-    `pieces` are all windows; `sample` are beginnings of some of them, on which the runs are made that only
-    measure noise. `rounded` is the source with its weights stored once more against itself, on the sample.
+    `pieces` are all windows; `sample` are beginnings of some of them (by their number), on which the runs are
+    made that only measure noise. `rounded` is the source with its weights stored once more against itself, on
+    the sample.
     """
 
     inputs: Inputs
     vocabulary: int
     pieces: list[Piece]
     losses: torch.Tensor
-    sample: list[Piece]
+    sample: dict[int, Piece]
     prompts: list[Window]
     continuations: Continuations | None
     hidden: list[torch.Tensor]
@@ -83,16 +84,16 @@ def run_source(
         report("tokens", 0, meter.total)
         hidden: list[torch.Tensor] = []
         pieces, sample, losses = _run_windows(found, inputs, sample_rows, place, meter, hidden)
-        _check_finite(folder, place, [*pieces, *sample], losses)
+        _check_finite(folder, place, [*pieces, *sample.values()], losses)
         written = continue_greedily(found, prompts, new) if prompts else None
         meter.add(_decoded(prompts, new))
         rounded = None
         if exact and not found.offloaded:
             round_once_more(found.model, storage)
-            rounded = run_pieces(found, sample, meter, "source", "source with its weights rounded once more")[
-                0
-            ]
-    vocabulary = next(piece.logits.shape[-1] for piece in sample if piece.logits is not None)
+            rounded = run_pieces(
+                found, list(sample.values()), meter, "source", "source with its weights rounded once more"
+            )[0]
+    vocabulary = next(piece.logits.shape[-1] for piece in sample.values() if piece.logits is not None)
     return Reference(
         inputs,
         vocabulary,
@@ -115,20 +116,27 @@ def run_pieces(
     reference: str,
     other: str,
     hidden: list[torch.Tensor] | None = None,
+    beside: tuple[LogitComparison, dict[int, Piece]] | None = None,
 ) -> tuple[LogitComparison, torch.Tensor]:
     """Run a model over the pieces: how its logits differ where the reference's are kept, and all its losses.
+
+    `beside` takes in how they differ on the beginnings of some pieces, without another run.
 
     Raises:
         OtherVocabulary: it predicts over another vocabulary.
     """
     comparison, losses = LogitComparison(reference, other), []
     runs = window_logits(found, [piece.window for piece in pieces], meter, hidden)
-    for piece, logits in zip(pieces, runs, strict=True):
+    for number, (piece, logits) in enumerate(zip(pieces, runs, strict=True)):
         scored = logits[-len(piece.window.targets) :]
         if piece.logits is not None:
             if piece.logits.shape != scored.shape:
                 raise OtherVocabulary(scored.shape[-1], piece.logits.shape[-1])
             comparison.add(piece.logits, scored)
+        if beside is not None and number in beside[1]:
+            expected = beside[1][number].logits
+            assert expected is not None
+            beside[0].add(expected, logits[: len(expected)])
         losses.append(_losses(found.kind, scored, piece.window))
     return comparison, torch.cat(losses)
 
@@ -205,9 +213,9 @@ def _run_windows(
     place: Place,
     meter: Meter,
     hidden: list[torch.Tensor],
-) -> tuple[list[Piece], list[Piece], torch.Tensor]:
+) -> tuple[list[Piece], dict[int, Piece], torch.Tensor]:
     pieces: list[Piece] = []
-    sample: list[Piece] = []
+    sample: dict[int, Piece] = {}
     losses: list[torch.Tensor] = []
     keep = _kept(inputs, place)
     for i, logits in enumerate(window_logits(found, inputs.windows, meter, hidden)):
@@ -220,7 +228,7 @@ def _run_windows(
             stop = rows[i]
             # Any `stop` ids do for targets: of these runs only the logits are used.
             beginning = Window(window.inputs[:stop], window.inputs[:stop], window.encoder)
-            sample.append(Piece(beginning, logits[:stop].clone()))
+            sample[i] = Piece(beginning, logits[:stop].clone())
     return pieces, sample, torch.cat(losses)
 
 
