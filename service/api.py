@@ -261,8 +261,8 @@ class Service:
             name, _ = namespaces(token)
             to = f"{name}/{converted_name(model, names)}" if to is None else to
             user = name if grant is not None else user
-        to = check_destination(to, token, pr)
         source = resolve(model, token)
+        to = check_destination(to, token, pr, source)
         check_visibility(source, to, private)
         self.settings.limits.check_model(source.model, source.size_bytes)
         store, app = self._connect()

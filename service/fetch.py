@@ -12,11 +12,10 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils.tqdm import tqdm
 
-from service.hub import HubUnavailable, ask, endpoint, hub, patience
+from service.hub import LONG_S, HubUnavailable, ask, endpoint, hub, patience
 from service.source import Source, SourceFile
 from tricks import BadInput, Report, silent
 
-PATIENCE_S = 1800.0  # how long a fetch waits for a Hub that asks to slow down, or fails
 _SPACE_MARGIN = 64 * 1024 * 1024  # bytes that a fetch leaves free
 
 
@@ -53,7 +52,7 @@ def fetch(source: Source, folder: Path, token: str | None = None, report: Report
                 tqdm_class=byte_counter(count),
             )
 
-        with patience(PATIENCE_S, stop=partial(report, "bytes", start, source.size_bytes)):
+        with patience(LONG_S, stop=partial(report, "bytes", start, source.size_bytes)):
             ask(source.model, once, source.commit)
         _check_fetched(folder / file.name, file)
         done += file.size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,12 @@ def read_headers(source: Source, token: str | bool | None = None) -> Checkpoint:
     config = read_json(source, "config.json", token)
     index = read_json(source, INDEX, token) if SINGLE not in sizes else None
     with ThreadPoolExecutor(max_workers=8) as pool:
-        headers = dict(
-            zip(
-                source.weights,
-                pool.map(lambda name: _read_header(source, name, sizes[name], token), source.weights),
-                strict=True,
-            )
-        )
+        # Each in a copy of this context: its patience with the Hub is theirs too.
+        reads = [
+            pool.submit(copy_context().run, _read_header, source, name, sizes[name], token)
+            for name in source.weights
+        ]
+        headers = {name: read.result() for name, read in zip(source.weights, reads, strict=True)}
     return checkpoint_from_headers(config, headers, index, source.model)
 
 

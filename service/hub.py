@@ -48,6 +48,8 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 30.0
 """What a question about metadata may take."""
 CONNECT_S = 10.0
+LONG_S = 1800.0
+"""How long in all a job's stage waits for a Hub that asks to slow down, or fails."""
 TRANSFER_S = 120.0
 """How long an upload, a download or a commit may stand still."""
 

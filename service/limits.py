@@ -16,6 +16,10 @@ class Reached(StrEnum):
     USER_BYTES = "user_bytes"
 
 
+class LimitReached(BadInput):
+    """Too much at once, or in a day: the same request may be taken later."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Numbers of jobs, and bytes of sources."""
@@ -48,20 +52,20 @@ class Limits:
                 " at most; choose a smaller model, or run Tricksmith on a machine of your own"
             )
 
-    def refusal(self, reached: Reached) -> BadInput:
+    def refusal(self, reached: Reached) -> LimitReached:
         """What to tell whose request would exceed a limit."""
         match reached:
             case Reached.USER_WAITING:
-                return BadInput(
+                return LimitReached(
                     f"you have {self.user_waiting} jobs waiting, the most for one user;"
                     " wait for one to finish, or cancel one"
                 )
             case Reached.ALL_WAITING:
-                return BadInput(
+                return LimitReached(
                     f"{self.all_waiting} jobs are waiting, the most this service takes; try again later"
                 )
             case Reached.USER_BYTES:
-                return BadInput(
+                return LimitReached(
                     f"this would be more than the {self.user_bytes / 1e9:.2f} GB of models that one user may"
                     " submit in a day; try again tomorrow"
                 )

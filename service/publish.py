@@ -7,11 +7,11 @@ that Tricksmith did not make is never touched; publishing the same manifest twic
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.eval_results import write_eval_results
 from service.hub import hub, is_hub_id
-from service.manifest import MANIFEST, check_files, read_manifest
+from service.manifest import MANIFEST, check_files, check_same_source, read_manifest
 from service.papers import CARD, EVIDENCE, write_papers
 from service.place import look_at
 from service.publish_folder import check_folder, publish_to_folder
@@ -35,11 +35,13 @@ def is_folder(to: str) -> bool:
     return to.startswith(("/", ".", "~")) or to.count("/") != 1 or to.endswith("/")
 
 
-def check_destination(to: str, token: str | None = None, pr: bool = False) -> str:
+def check_destination(
+    to: str, token: str | None = None, pr: bool = False, source: Source | None = None
+) -> str:
     """See early whether a conversion may go to `to`; give it back as it is to be kept (folders absolute).
 
     Raises:
-        BadInput: malformed, no right to write, or it exists and Tricksmith did not make it.
+        BadInput: malformed, no right to write, or it exists and is not ours, or not of `source`.
     """
     to = to.strip()
     if not to:
@@ -50,13 +52,20 @@ def check_destination(to: str, token: str | None = None, pr: bool = False) -> st
         if pr:
             raise BadInput(f"a pull request goes to a Hub repo, not to the folder {to}; leave out --pr")
         path = Path(to).expanduser().absolute()
-        check_folder(path)
+        _check_source(check_folder(path), source, str(path))
         return str(path)
     if not is_hub_id(to):
         raise BadInput(f"{to!r} is no Hub id; write NAMESPACE/NAME, or ./{to} for a folder")
     check_rights(to, token, pr)
-    look_at(hub(token), to, pr)
+    place = look_at(hub(token), to, pr)
+    if not pr:
+        _check_source(place.manifest, source, to)
     return to
+
+
+def _check_source(there: dict[str, Any] | None, source: Source | None, to: str) -> None:
+    if source is not None:
+        check_same_source(there, {"source": {"id": source.model}}, to)
 
 
 def check_visibility(source: Source, to: str, private: bool) -> None:

@@ -28,6 +28,7 @@ from huggingface_hub import (
 
 from service.fetch import byte_counter, check_space
 from service.hub import (
+    LONG_S,
     TIMEOUT_S,
     HubConflict,
     HubUnavailable,
@@ -44,7 +45,6 @@ from service.source import Source
 from service.upload import Progress, additions, send
 from tricks import BadInput, Report, TricksmithError
 
-PATIENCE_S = 1800.0  # how long a publication waits for a Hub that asks to slow down, or fails
 BRANCH_S = 20.0  # not every Hub has branches: no long wait for one
 MAIN = "main"
 
@@ -72,7 +72,7 @@ def publish_to_hub(
     check_space(folder, max(sizes.values()), "reading the publication back")
     progress = Progress(report, 2 * sum(sizes.values()))  # there, and back again
     api = hub(token)
-    with patience(PATIENCE_S, stop=progress.still):
+    with patience(LONG_S, stop=progress.still):
         place = look_at(api, to, pr)
         to = place.info.id if place.info is not None else to  # by the name that it goes by now
         if not pr:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from service.converted import converted_by
 from service.hub import HubUnavailable, patience
 from service.jobs import Job, State, request_key
+from service.limits import LimitReached
 from service.naming import destination
 from service.publish import is_folder
 from service.releases import Release, one_release, releases
@@ -219,7 +220,7 @@ class Watching:
             if why is not None:
                 return Decision(model, Outcome.SKIPPED, why, source.commit)
             return self._queue(watch, source, to, dry_run=dry_run)
-        except HubUnavailable as error:
+        except (HubUnavailable, LimitReached) as error:
             return Decision(model, Outcome.WAITING, str(error), release.commit)
         except BadInput as error:
             return Decision(model, Outcome.SKIPPED, str(error), release.commit)

@@ -24,7 +24,7 @@ from service.card import render_card
 from service.disk import FULL, is_disk_full
 from service.fetch import fetch
 from service.headers import read_headers
-from service.hub import HubUnavailable
+from service.hub import LONG_S, HubUnavailable, patience
 from service.jobs import Job, NotOurs, Stage, State
 from service.lanes import Queue
 from service.logs import job_in_logs
@@ -130,7 +130,7 @@ class Run:
     def _outcome(self) -> End | None:
         """How the job ends; None where it does not end here."""
         try:
-            with self._stack:
+            with self._stack, patience(LONG_S, stop=self._heed):
                 evidence, result = self._stages()
             return End(State.PUBLISHED, verdict=evidence.verdict.value, result=result)
         except Cancelled:
@@ -162,6 +162,11 @@ class Run:
         conversion = self._convert(plan, source, folder)
         evidence = self._verify(plan, folder)
         return evidence, self._publish(source, plan, folder, conversion, evidence)
+
+    def _heed(self) -> None:
+        """A wait for a busy Hub ends where the job is to stop."""
+        if self._stops():
+            raise Cancelled("cancelled")
 
     # -- the stages --------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import pytest
 
 from service.api import Service
 from service.jobs import State
+from service.limits import Limits
 from service.watches import Kind, Watch, new_watch
 from service.watching import BEFORE, MAX_FAILURES, Decision, Outcome
 from tests.hub_server import HubServer
@@ -274,6 +275,14 @@ def test_a_watch_whose_jobs_fail_pauses_itself(hub: HubServer, running: Service,
     running.watches.set_state(made.id, paused=None, resumed=time.time())
     assert running.watching.poll(made) == []
     assert not running.watches.state(made.id).get("paused")
+
+
+def test_a_full_service_is_waited_for(releases: HubServer, running: Service) -> None:
+    running.settings = dataclasses.replace(running.settings, limits=Limits(all_waiting=1))
+    made = watch(running, Kind.AUTHOR, "forge", deny=["*/old"])
+    decisions = {d.model: d.outcome for d in running.watching.poll(made)}
+    assert decisions["forge/newer"] is Outcome.QUEUED
+    assert decisions["forge/new"] is Outcome.WAITING
 
 
 def test_history_holds_each_decision_once(releases: HubServer, running: Service) -> None:
