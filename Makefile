@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check bench-convert bench-service chaos up screenshots format pins clean
+.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service chaos up screenshots format pins clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,11 @@ up: ## Start everything with Docker; writes the secrets' files where they are mi
 	@test -s deploy/secrets/redis_password || (umask 022; openssl rand -hex 32 > deploy/secrets/redis_password)
 	@test -e deploy/secrets/hf_token || (umask 022; printf '%s' "$$HF_TOKEN" > deploy/secrets/hf_token)
 	docker compose up --detach --build $(ARGS)
+bench-plan: $(READY) ## Measure planning at full published sizes, without weights
+	@$(BIN)/python -m benchmarks.planning $(ARGS)
+
+coverage: $(READY) ## Try FlashNorm on every language-model type of transformers (about half an hour)
+	@$(BIN)/python -m benchmarks.coverage $(ARGS)
 
 screenshots: $(READY) browser ## Take the screenshots of the README anew
 	@$(BIN)/python -m ui.screenshots $(ARGS)

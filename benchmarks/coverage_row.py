@@ -12,19 +12,24 @@ from pathlib import Path
 import torch
 
 from benchmarks.coverage_model import save
-from tricks import BadInput, Trick, convert, make_plan, read_checkpoint
+from tricks import TRICKS, BadInput, Trick, convert, make_plan, read_checkpoint
 from tricks.families import architecture as class_of
 from tricks.float64 import float64_arithmetic
 from tricks.model import first_line
 from tricks.proof import LIMIT, difference
 from tricks.quiet import quiet
 
+FORMS = TRICKS["flashnorm"]["form"].words[1:]
 VERIFIED, NOTHING, REFUSED, WRONG = "verified", "nothing to fold", "refused", "WRONG"
 
 
 @dataclass
 class Row:
-    """What came of one type. `left`: reason -> number of norms; `error`: relative, of float64 outputs."""
+    """What came of one type.
+
+    `left`: reason -> number of norms. `error`: relative, of float64 outputs, in the form `compat`. `forms`:
+    the proof (the same kind of error) of each other form that applies, or why it does not.
+    """
 
     family: str
     type: str
@@ -35,6 +40,7 @@ class Row:
     left: dict[str, int] = field(default_factory=dict)
     error: float | None = None
     reason: str | None = None
+    forms: dict[str, float | str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -59,6 +65,8 @@ def _fill(row: Row, source: Path, out: Path) -> None:
     plan = make_plan(read_checkpoint(source), [Trick("flashnorm")])
     row.norms = len(plan.places)
     row.folded = sum(place.fits for place in plan.places)
+    for form in FORMS:
+        row.forms[form] = _form(source, form)
     row.left = dict(Counter(_plain(p.detail) for p in plan.places if not p.fits).most_common())
     if not plan.fits:
         row.status = NOTHING
@@ -67,6 +75,17 @@ def _fill(row: Row, source: Path, out: Path) -> None:
     with quiet():
         row.error = difference(_load(row.architecture, source), _load(row.architecture, out))
     row.status = VERIFIED if row.error <= LIMIT else WRONG
+
+
+def _form(source: Path, form: str) -> float | str:
+    try:
+        plan = make_plan(read_checkpoint(source), [Trick("flashnorm", (("form", form),))])
+    except BadInput as refusal:
+        return f"refused: {_plain(str(refusal))}"
+    if plan.proof is not None:
+        return plan.proof
+    reasons = Counter(_plain(place.detail) for place in plan.places)
+    return reasons.most_common(1)[0][0] if reasons else "the model has no norms with gains"
 
 
 def _load(architecture: str, folder: Path) -> torch.nn.Module:
