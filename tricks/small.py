@@ -29,6 +29,7 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_la
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts")
 _NOT_CONFIGS = re.compile(r"rope|id2label|label2id|quantization|task_specific")
 _REACH = re.compile(r"chunk_size$|sliding_window$")
+_MOST_KINDS = 8
 _VOCAB = 128
 _REACHED = 4
 """Tokens that a window or a chunk holds, so that the few tokens of a proof leave it."""
@@ -88,21 +89,22 @@ def _widths(fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _shrunk(fields: dict[str, Any], divisor: int, depth: int, experts: int | None) -> dict[str, Any]:
-    layers = _depth(fields)
+    chosen = _chosen_layers(fields, depth)
     widths = {key for key, _ in _widths(fields)}
     small: dict[str, Any] = {}
     for key, value in fields.items():
-        if isinstance(value, dict):
+        if _by_layer(value):
+            places = {layer: place for place, layer in enumerate(chosen)}
+            small[key] = {
+                f"{places[int(layer)]:0{len(layer)}}": _shrunk(part, divisor, depth, experts)
+                for layer, part in value.items()
+                if int(layer) in places
+            }
+        elif isinstance(value, dict):
             nested = not _NOT_CONFIGS.search(key)
             small[key] = _shrunk(value, divisor, depth, experts) if nested else copy.deepcopy(value)
         elif key in _LAYERS and isinstance(value, int):
-            small[key] = min(value, depth)
-        elif isinstance(value, (list, str)) and len(value) == layers and layers > depth:
-            small[key] = value[:depth]
-        elif key in widths:
-            small[key] = (
-                [max(v // divisor, 1) for v in value] if isinstance(value, list) else max(value // divisor, 1)
-            )
+            small[key] = min(value, len(chosen))
         elif key in _EXPERTS and isinstance(value, int) and experts is not None:
             small[key] = min(value, experts)
         elif _REACH.search(key) and isinstance(value, int):
@@ -112,8 +114,43 @@ def _shrunk(fields: dict[str, Any], divisor: int, depth: int, experts: int | Non
         elif key.endswith(("token_id", "token_index")):
             small[key] = _token(value)
         else:
-            small[key] = copy.deepcopy(value)
+            kept = [value[layer] for layer in chosen] if _per_layer(value, fields) else copy.deepcopy(value)
+            small[key] = _divided(kept, divisor) if key in widths else kept
     return small
+
+
+def _chosen_layers(fields: dict[str, Any], depth: int) -> list[int]:
+    """The layers to keep: one of each kind that the configuration tells apart, and the first ones."""
+    layers = _depth(fields)
+    lists = [value for value in fields.values() if _per_layer(value, fields)]
+    tables = [value for value in fields.values() if _by_layer(value)]
+    kinds: dict[str, int] = {}
+    for layer in range(layers):
+        own = [part for table in tables for name, part in table.items() if int(name) == layer]
+        kinds.setdefault(repr([value[layer] for value in lists] + own), layer)
+    count = min(max(depth, min(len(kinds), _MOST_KINDS)), layers)
+    first = [*list(kinds.values())[:count], *range(layers)]
+    return sorted(list(dict.fromkeys(first))[:count])
+
+
+def _per_layer(value: Any, fields: dict[str, Any]) -> bool:
+    """Whether a field of a configuration lists something for each layer."""
+    return isinstance(value, list) and len(value) == _depth(fields) and len(value) > 1
+
+
+def _by_layer(value: Any) -> bool:
+    """Whether a field holds a configuration for some layers, by their numbers."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(str(key).isdigit() and isinstance(part, dict) for key, part in value.items())
+    )
+
+
+def _divided(value: Any, divisor: int) -> Any:
+    if isinstance(value, list):
+        return [_divided(entry, divisor) for entry in value]
+    return max(value // divisor, 1) if isinstance(value, int) and value > 1 else value
 
 
 def _token(value: Any) -> Any:
