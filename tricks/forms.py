@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tricks.centred import centring
 from tricks.checkpoint import WIDTHS
 from tricks.deferred import Unfit, cancelled, corrections, deferrable, describe, linear_row
 from tricks.edits import Drop, Fill
@@ -31,11 +32,13 @@ from tricks.marks import marks
 from tricks.normaliser import Normaliser
 from tricks.place import Place
 from tricks.rows import compact
+from tricks.streams import Streams
 from tricks.subject import Draft, Subject
 from tricks.watch import Watch, watch
 from tricks.wiring import Norm
 
 PART = "flashnorm"
+_DONE = {"defer": "deferred", "cancel": "cancelled", "center": "centred"}
 
 
 def shaped(subject: Subject, draft: Draft, form: str) -> Draft:
@@ -46,7 +49,34 @@ def shaped(subject: Subject, draft: Draft, form: str) -> Draft:
         return _strict(subject, draft, folded)
     if form in ("defer", "cancel"):
         return _deferred(subject, draft, folded, cancels=form == "cancel")
+    if form == "center":
+        return _centred(subject, draft, folded)
     return draft
+
+
+def _centred(subject: Subject, draft: Draft, folded: set[str]) -> Draft:
+    streams = watch(Streams, subject.model)
+    found = centring(streams, subject)
+    done = "LayerNorm becomes RMSNorm, as everything that writes to what it reads loses its mean"
+    details = dict.fromkeys(found.norms, done)
+    norms = [
+        norm_row(name, replace(streams.normalisers[name], centres=False), name in folded)
+        for name in found.norms
+    ]
+    if details:
+        draft.edits += found.edits
+        draft.savings["tensors_centred"] = len({edit.tensor for edit in found.edits})
+    modules = [{"at": name} for name in found.modules]
+    draft = _taken(draft, "center", details, found.reasons, norms=norms, centred=modules)
+    if details and _input_embedding(subject.model) in streams.lookups.values():
+        draft.config["tricksmith"][PART]["inputs_embeds"] = True
+    return draft
+
+
+def _input_embedding(model: Any) -> str | None:
+    """The path of the module that embeds the input's tokens."""
+    embedding = model.get_input_embeddings()
+    return next((name for name, module in model.named_modules() if module is embedding), None)
 
 
 def _deferred(subject: Subject, draft: Draft, folded: set[str], cancels: bool) -> Draft:
@@ -102,7 +132,7 @@ def _taken(
             old = places[name]
             places[name] = replace(old, detail=f"{old.detail}; {form} does not apply: {reason}")
     draft.places = list(places.values())
-    draft.savings[f"norms_{'cancelled' if form == 'cancel' else form + 'ed'}"] = len(details)
+    draft.savings[f"norms_{_DONE[form]}"] = len(details)
     draft.claims = {row["at"]: PART for several in rows.values() for row in several}
     return _with_part(draft, **{name: compact(several) for name, several in rows.items()})
 

@@ -10,7 +10,7 @@ from tricks.options import Choice, Option
 TRICKS: dict[str, dict[str, Option]] = {
     "skipless": {"absorb": Choice(("q", "k", "v"))},
     "precompute": {},
-    "flashnorm": {"form": Choice(("compat", "strict", "cancel", "defer"))},
+    "flashnorm": {"form": Choice(("compat", "strict", "center", "cancel", "defer"))},
     "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},
 }
 """Trick name -> option name -> option, in the order in which tricks of one recipe are carried out."""
