@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from tricks.centred import centring
 from tricks.checkpoint import WIDTHS
 from tricks.deferred import Unfit, cancelled, corrections, deferrable, describe, linear_row
-from tricks.edits import Drop, Fill
+from tricks.edits import Drop, Fill, Make
 from tricks.flow import Flow
 from tricks.layout import locate
 from tricks.marks import marks
@@ -56,7 +56,8 @@ def shaped(subject: Subject, draft: Draft, form: str) -> Draft:
 
 def _centred(subject: Subject, draft: Draft, folded: set[str]) -> Draft:
     streams = watch(Streams, subject.model)
-    found = centring(streams, subject)
+    added = {new.name for edit in draft.edits if isinstance(edit, Make) for new in edit.outputs.values()}
+    found = centring(streams, subject, added)
     done = "LayerNorm becomes RMSNorm, as everything that writes to what it reads loses its mean"
     details = dict.fromkeys(found.norms, done)
     norms = [
@@ -68,7 +69,7 @@ def _centred(subject: Subject, draft: Draft, folded: set[str]) -> Draft:
         draft.savings["tensors_centred"] = len({edit.tensor for edit in found.edits})
     modules = [{"at": name} for name in found.modules]
     draft = _taken(draft, "center", details, found.reasons, norms=norms, centred=modules)
-    if details and _input_embedding(subject.model) in streams.lookups.values():
+    if details and _input_embedding(subject.model) in found.lookups:
         draft.config["tricksmith"][PART]["inputs_embeds"] = True
     return draft
 

@@ -106,8 +106,8 @@ class Streams(Watch):
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if not any(self._label(x) is not None for x in tree_leaves((args, kwargs))):
             return
-        if func is _aten.embedding.default:
-            self._write(args[0], 1, out)
+        if func is _aten.embedding.default and isinstance(self._label(args[0]), Param):
+            self._write(args[0], 1, out, out.ndim - 1)
         elif func in _PRODUCTS:
             self._product(*_PRODUCTS[func], args, out)
         elif func in REARRANGE and self._label(args[0]) is not None:
@@ -121,26 +121,27 @@ class Streams(Watch):
         else:
             self._other(func, args, kwargs)
 
-    def _write(self, weight: torch.Tensor, axis: int, out: torch.Tensor) -> None:
+    def _write(self, weight: torch.Tensor, axis: int, out: torch.Tensor, channels: int) -> None:
+        """`weight`, a parameter, writes `out`: axis `axis` of it becomes the axis `channels`."""
         label = self._label(weight)
-        if isinstance(label, Param):
-            along = label.axes[axis]
-            self.uses[label.name].add(along)
-            if along is not None:
-                self._note(out, Stream(frozenset({Writer(label.name, along)}), out.ndim - 1))
+        assert isinstance(label, Param)
+        along = label.axes[axis]
+        self.uses[label.name].add(along)
+        if along is not None:
+            self._note(out, Stream(frozenset({Writer(label.name, along)}), channels))
 
     def _product(self, first: int, second: int, added: int | None, args: Any, out: torch.Tensor) -> None:
         x, weight = args[first], args[second]
-        left = self._label(x)
-        if isinstance(left, Stream):
-            self._block(left, "a linear layer or another product reads it")
-        elif left is not None:
-            self.uses[left.name].add(None)
-        right = self._label(weight)
-        if isinstance(right, Stream):
-            self._block(right, "a product of activations reads it")
-        elif right is not None:
-            self._write(weight, weight.ndim - 1, out)
+        left, right = self._label(x), self._label(weight)
+        for label in (left, right):
+            if isinstance(label, Stream):
+                self._block(label, "a linear layer or another product reads it")
+            elif label is not None and isinstance(left, Param) and isinstance(right, Param):
+                self.uses[label.name].add(None)
+        if isinstance(right, Param) and not isinstance(left, Param):
+            self._write(weight, weight.ndim - 1, out, out.ndim - 1)
+        elif isinstance(left, Param) and not isinstance(right, Param):
+            self._write(x, x.ndim - 2, out, out.ndim - 2)
         if added is None:
             return
         bias, product = self._stream(args[added]), self._label(out)
@@ -193,9 +194,9 @@ class Streams(Watch):
 
     def _scale(self, func: Any, args: Any, out: torch.Tensor) -> None:
         x, *rest = args
-        if rest and isinstance(self._label(rest[0]), Stream) and func in (_aten.mul.Tensor, _aten.mul_.Tensor):
-            if not isinstance(self._label(x), Stream):
-                x, rest = rest[0], [x]
+        symmetric = func in (_aten.mul.Tensor, _aten.mul_.Tensor)
+        if symmetric and isinstance(self._label(rest[0]), Stream) and not isinstance(self._label(x), Stream):
+            x, rest = rest[0], [x]
         label = self._label(x)
         by = rest[0] if rest else 1.0
         per_token = not isinstance(by, torch.Tensor) or by.ndim == 0 or by.shape[-1] == 1
