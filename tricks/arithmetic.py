@@ -10,8 +10,9 @@ TORCH = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I32": torch.int32,
+    "I16": torch.int16,
 }
-"""safetensors dtype -> torch dtype, for the dtypes that can be written (indices are I32)."""
+"""safetensors dtype -> torch dtype, for the dtypes that can be written (indices are I32, digits I16)."""
 
 
 def factor(gain: torch.Tensor, offset: float) -> torch.Tensor:

@@ -18,6 +18,7 @@ from tricks.plan import Plan
 from tricks.precompute import plan_precompute
 from tricks.recipe import TRICKS, Trick
 from tricks.skipless import plan_skipless
+from tricks.slim import plan_slim
 from tricks.subject import Draft, Subject
 from tricks.tally import check_tensors
 
@@ -26,6 +27,7 @@ PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
     "precompute": plan_precompute,
     "flashnorm": plan_flashnorm,
     "matshrink": plan_matshrink,
+    "slim": plan_slim,
 }
 """Trick name -> the function that plans it."""
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tricks.errors import BadInput
-from tricks.options import Choice, Option
+from tricks.options import Choice, Option, Real, Whole
 
 TRICKS: dict[str, dict[str, Option]] = {
     "skipless": {"absorb": Choice(("q", "k", "v"))},
     "precompute": {},
     "flashnorm": {"form": Choice(("compat", "strict", "center", "cancel", "defer"))},
     "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},
+    "slim": {
+        "mode": Choice(("auto", "k", "v", "x", "e")),
+        "residual": Whole("auto", 0, 65536, ("auto",)),
+        "target": Real("4", 0.1, 1000),
+    },
 }
 """Trick name -> option name -> option, in the order in which tricks of one recipe are carried out."""
 

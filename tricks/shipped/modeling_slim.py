@@ -27,7 +27,7 @@ from transformers.cache_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "tricksmith_slim"
-SCALE_BYTES = 4
+SCALE_BYTES = 2
 
 
 # --- arithmetic ------------------------------------------------------------------------------------
@@ -47,16 +47,17 @@ def wide_product(a, b):
 
 
 def to_bytes(values):
-    """Numbers [..., r] as 8-bit integers with one float32 scale for each row: int8 [..., r + 4]."""
-    scale = (values.abs().amax(-1, keepdim=True).float() / 127).clamp_min(1e-30)
-    whole = (values / scale).round().clamp(-127, 127).to(torch.int8)
+    """Numbers [..., r] as 8-bit integers with one bfloat16 scale for each row: int8 [..., r + 2]."""
+    most = values.abs().amax(-1, keepdim=True).float()
+    scale = (most / 126).clamp_min(1e-30).to(torch.bfloat16)  # 126: the scale may be rounded down
+    whole = (values / scale.float()).round().clamp(-127, 127).to(torch.int8)
     return torch.cat([whole, scale.contiguous().view(torch.int8)], -1)
 
 
 def from_bytes(stored, dtype):
     """The inverse of `to_bytes`."""
-    scale = stored[..., -SCALE_BYTES:].contiguous().view(torch.float32)
-    return (stored[..., :-SCALE_BYTES].float() * scale).to(dtype)
+    scale = stored[..., -SCALE_BYTES:].contiguous().view(torch.bfloat16)
+    return (stored[..., :-SCALE_BYTES].float() * scale.float()).to(dtype)
 
 
 def rotate(x, cos, sin, rope):
@@ -331,7 +332,7 @@ def attention(module, query, key, value, attention_mask, **kwargs):
     layer, memo.layer = memo.layer, None
     if layer is None or not (memo.skip or layer.always_read):
         return stock(module, query, key, value, attention_mask, **kwargs)
-    if memo.mode != "k" or query.shape[-2] > 1 or not memo.spec["optimised"]:
+    if memo.mode != "k" or query.shape[-2] > 1:
         key, value = memo.keys_and_values(layer)
         if not eager and attention_mask is None and "position_bias" not in kwargs:
             kwargs.setdefault("is_causal", False)
@@ -345,10 +346,15 @@ def attention(module, query, key, value, attention_mask, **kwargs):
     primary, codes = layer.tokens()
     memo.primary = primary
     slim = memo.linear("value").slim
-    output = decode_step(query, scores, primary, memo.read(codes), *slim.mixes(memo.spec["heads"]))
+    groups = memo.spec["groups"]
+    mixes = (
+        side.repeat_interleave(groups, 0) if groups > 1 else side for side in slim.mixes(memo.spec["heads"])
+    )
+    output = decode_step(query, scores, primary, memo.read(codes), *mixes)
     bias = memo.linear("value").bias
     if bias is not None:
-        output = output + memo.slot(bias, memo.spec["value"]).unflatten(0, (memo.spec["heads"], -1))
+        bias = memo.slot(bias, memo.spec["value"]).unflatten(0, (memo.spec["heads"], -1))
+        output = output + (bias.repeat_interleave(groups, 0) if groups > 1 else bias)
     return output, None
 
 
