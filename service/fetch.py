@@ -36,28 +36,45 @@ def fetch(source: Source, folder: Path, token: str | None = None, report: Report
     done = source.size_bytes - sum(file.size for file in missing)
     report("bytes", done, source.size_bytes)
     for file in missing:
-        start = done
-
-        def count(amount: int, start: int = start, file: SourceFile = file) -> None:
-            report("bytes", start + min(amount, file.size), source.size_bytes)
-
-        def once(file: SourceFile = file, count: Callable[[int], None] = count) -> None:
-            hf_hub_download(
-                source.model,
-                file.name,
-                revision=source.commit,
-                local_dir=folder,
-                token=token,
-                endpoint=endpoint(),
-                tqdm_class=byte_counter(count),
-            )
-
-        with patience(LONG_S, stop=partial(report, "bytes", start, source.size_bytes)):
-            ask(source.model, once, source.commit)
-        _check_fetched(folder / file.name, file)
+        with patience(LONG_S, stop=partial(report, "bytes", done, source.size_bytes)):
+            _fetch_one(source, file, folder, token, _Count(report, done, file.size, source.size_bytes))
         done += file.size
         report("bytes", done, source.size_bytes)
     return folder
+
+
+class _Count:
+    """Hands one file's byte count on as the whole source's; it never goes back, though a download may."""
+
+    def __init__(self, report: Report, before: int, size: int, total: int) -> None:
+        self._report, self._before, self._size, self._total = report, before, size, total
+        self._most = 0
+
+    def __call__(self, amount: int) -> None:
+        self._most = max(self._most, min(amount, self._size))
+        self._report("bytes", self._before + self._most, self._total)
+
+
+def _fetch_one(source: Source, file: SourceFile, folder: Path, token: str | None, count: _Count) -> None:
+    """Download one file; wrong bytes are fetched once more, and never stay."""
+
+    def once() -> None:
+        hf_hub_download(
+            source.model,
+            file.name,
+            revision=source.commit,
+            local_dir=folder,
+            token=token,
+            endpoint=endpoint(),
+            tqdm_class=byte_counter(count),
+        )
+
+    ask(source.model, once, source.commit)
+    try:
+        _check_fetched(folder / file.name, file)
+    except HubUnavailable:
+        ask(source.model, once, source.commit)
+        _check_fetched(folder / file.name, file)
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:

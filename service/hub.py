@@ -230,6 +230,8 @@ def _in_words(error: Exception, repo: str, revision: str | None) -> BadInput:
     ]
     if isinstance(error, _SlowDown):
         return _busy(repo, error.seconds)
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        return _in_words(error.__cause__, repo, revision)  # a refusal, which the client takes for an absence
     for kinds, words in said:
         if isinstance(error, kinds):
             return words

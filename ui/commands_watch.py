@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from service.api import Service
+from service.naming import destination
+from service.publish import is_folder
+from service.rights import check_rights
 from service.watches import Kind, Watch, new_watch
 from service.watching import Decision
 from tricks import BadInput
@@ -38,6 +41,9 @@ def _add(service: Service, args: argparse.Namespace) -> _Said:
     if args.revisions:
         given["revisions"] = True
     made = new_watch(kind, getattr(args, kind.value), args.trick, args.to, **given)
+    to = destination(made.to, "owner/Model", made.tricks)
+    if not is_folder(to):
+        check_rights(to, None, pr=False)
     service.watches.add(made)
     look = f"see what it would do: tricksmith watch run --dry-run {made.id}"
     return _shown(service, made), f"Watch {made.id}: {_line(service, made)}\n{look}"

@@ -71,6 +71,14 @@ def test_access_that_is_lost_between_resolve_and_fetch(hub: HubServer, folder: P
         fetch(source, tmp_path / "in", "hf_guest")
 
 
+def test_a_refusal_without_a_code_is_no_absence(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    hub.add_model("forge/tiny", folder)
+    source = resolve("forge/tiny")
+    hub.fail("HEAD .*/config.json", status=403)
+    with pytest.raises(BadInput, match="this token may not do that with forge/tiny"):
+        fetch(source, tmp_path / "in")
+
+
 def test_a_repo_that_moves_on_is_read_at_the_commit_that_was_promised(
     hub: HubServer, folder: Path, tmp_path: Path
 ) -> None:
@@ -91,13 +99,22 @@ def test_a_commit_that_is_gone_is_said(hub: HubServer, folder: Path, tmp_path: P
         fetch(source, tmp_path / "in")
 
 
+def test_wrong_bytes_are_fetched_once_more(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    hub.add_model("forge/tiny", folder)
+    hub.fail(f"GET .*/{FIRST}", flip=True)
+    seen: list[int] = []
+    out = fetch(resolve("forge/tiny"), tmp_path / "in", report=lambda unit, done, total: seen.append(done))
+    assert (out / FIRST).read_bytes() == (folder / FIRST).read_bytes()
+    assert seen == sorted(seen)
+
+
 @pytest.mark.parametrize("name", [FIRST, "config.json", "tokenizer.json"])
 def test_a_file_that_changed_under_its_name_does_not_stay(
     hub: HubServer, folder: Path, tmp_path: Path, name: str
 ) -> None:
     hub.add_model("forge/tiny", folder)
     source = resolve("forge/tiny")
-    hub.fail(f"GET .*/{name}", flip=True)
+    hub.fail(f"GET .*/{name}", flip=True, times=2)
     with pytest.raises(HubUnavailable, match=f"{name} arrived with other bytes than the Hub announced"):
         fetch(source, tmp_path / "in")
     assert not (tmp_path / "in" / name).exists()

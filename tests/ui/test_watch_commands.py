@@ -81,6 +81,7 @@ def test_a_watchs_life(run: Run, hub: HubServer, tmp_path: Path) -> None:
             ("add", "--author", "a", "--trick", "flashnorm", "--to", "b", "--max-age", "nan"),
             "is not a number from 0",
         ),
+        ((*RULE, "--to", "other"), "may not write to other; use one of: forge, smith"),
         (("remove", "nothing"), "there is no watch 'nothing'"),
         (("run", "nothing"), "there is no watch 'nothing'"),
         (("history", "nothing"), "there is no watch 'nothing'"),
