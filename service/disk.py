@@ -8,6 +8,11 @@ from contextlib import contextmanager
 
 from tricks import BadInput
 
+
+class NoSpace(BadInput):
+    """Work was not begun, because it would not fit on the disk."""
+
+
 FULL = "the disk is full; free some space and try again"
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.utils.tqdm import tqdm
 
+from service.disk import NoSpace
 from service.hub import LONG_S, HubUnavailable, ask, endpoint, hub, patience
 from service.source import Source, SourceFile
-from tricks import BadInput, Report, silent
+from tricks import Report, silent
 
 _SPACE_MARGIN = 64 * 1024 * 1024  # bytes that a fetch leaves free
 
@@ -81,7 +82,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     """Refuse work whose `needed` bytes do not fit on the disk of `folder` (which need not exist yet)."""
     free = shutil.disk_usage(existing(folder)).free
     if needed > 0 and needed + _SPACE_MARGIN > free:
-        raise BadInput(
+        raise NoSpace(
             f"{what} needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free;"
             " free some space or use another disk"
         )

@@ -1,4 +1,4 @@
-"""Health, readiness and metrics over HTTP; and a probe that asks for them: `python -m service.health URL`.
+"""Health, readiness and metrics over HTTP (probe.py asks).
 
 /healthz   this process answers
 /readyz    it can do its work: Redis answers and takes writes (503 otherwise, with the reason)
@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,17 +71,3 @@ def served(health: Health, port: int, host: str = "0.0.0.0") -> Iterator[int]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def main(url: str) -> int:
-    """Ask; 0 where the answer is good. What a container's health check runs: no curl is needed."""
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return 0 if answer.status == 200 else 1
-    except OSError as error:
-        sys.stderr.write(f"{url}: {error}\n")
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

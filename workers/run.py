@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import redis
 
 from service.card import render_card
-from service.disk import FULL, is_disk_full
+from service.disk import FULL, NoSpace, is_disk_full
 from service.fetch import fetch
 from service.headers import read_headers
 from service.hub import LONG_S, HubUnavailable, patience
@@ -384,7 +384,7 @@ class Run:
 
 def cause_of(error: Exception) -> str:
     """What kind of thing went wrong, in a word or two: what failures are counted by."""
-    if isinstance(error, DiskFull) or is_disk_full(error):
+    if isinstance(error, DiskFull | NoSpace) or is_disk_full(error):
         return "disk"
     if isinstance(error, Crashed):
         return error.cause

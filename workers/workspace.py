@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from service.disk import NoSpace
 from service.jobs import JobStore, State
 from tricks import BadInput
 from workers.marks import remove
@@ -52,7 +53,7 @@ class Workspace:
         `wait` is called about once a second meanwhile, and may raise.
 
         Raises:
-            BadInput: the disk is too small even without the others.
+            NoSpace: the disk is too small even without the others.
         """
         while True:
             with _locked(self._work / "reserve.lock"):
@@ -62,7 +63,7 @@ class Workspace:
                     (self.folder / RESERVED).write_text(json.dumps(needed))
                     return
             if needed > free:
-                raise BadInput(
+                raise NoSpace(
                     f"{what} needs {needed / 1e9:.2f} GB and the disk has {max(free, 0) / 1e9:.2f} GB free;"
                     " free some space or use another disk"
                 )

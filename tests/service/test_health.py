@@ -14,11 +14,12 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.doctor import Level, examine
-from service.health import Health, main, served
+from service.health import Health, served
 from service.jobs import JobStore, Stage, State
 from service.lanes import lane
 from service.logs import JsonFormatter, TextFormatter, job_in_logs
 from service.metrics import exposition
+from service.probe import main
 from service.redis_server import running_redis
 from service.registry import About, Registry
 from service.settings import Settings
