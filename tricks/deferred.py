@@ -44,7 +44,7 @@ def deferrable(name: str, flow: Flow, subject: Subject) -> tuple[str, ...]:
     if normaliser is None:
         raise Unfit("what it does is no plain normalisation")
     if normaliser.centres:
-        raise Unfit("it takes the mean off, which no scale after the product can do (form center first)")
+        raise Unfit("it takes the mean off, which no scale after the product can do")
     if normaliser.gain is not None and normaliser.gain.bias is not None:
         raise Unfit("it adds a bias, which its scale must not reach")
     if name in flow.strays:

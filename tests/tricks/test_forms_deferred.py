@@ -108,6 +108,22 @@ def test_cancelled_norms_in_front_of_qkv_norms_are_exact_at_any_epsilon(tmp_path
     assert moved(tmp_path) > 1e-7
 
 
+def test_a_cancelled_model_writes_through_its_cache_in_bfloat16(tmp_path: Path) -> None:
+    fields = {**MLA, "head_dim": 4}
+    source = save_model(tmp_path / "source", "deepseek_v3", torch.bfloat16, **fields)
+    convert(
+        make_plan(read_checkpoint(source), [parse_trick("flashnorm:form=cancel")]), source, tmp_path / "out"
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", trust_remote_code=True)
+    ids = torch.arange(3, 15).view(2, 6)
+    spread_experts(model)
+    text = model.eval().generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    with torch.no_grad():
+        steps = model(text[:, :-1], use_cache=False).logits[:, 5:].argmax(-1)
+    assert text.shape == (2, 12)
+    assert (steps == text[:, 6:]).float().mean() > 0.8
+
+
 @pytest.mark.parametrize("lora", [24, None])
 def test_latent_attention_keeps_the_scale_of_its_rotary_part(lora: int | None, tmp_path: Path) -> None:
     model_type = "deepseek_v3" if lora else "deepseek_v2"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.tricks.small_models import logits, save_model
 from tricks import Plan, convert, make_plan, parse_trick, read_checkpoint
+from tricks.model import spread_experts
 
 STRICT = [parse_trick("flashnorm:form=strict")]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
@@ -115,6 +117,24 @@ def test_the_bare_model_loads_too(tmp_path: Path) -> None:
             hidden.append(model(ids).last_hidden_state)
     gain = tensors(tmp_path / "source")["model.norm.weight"]
     assert torch.allclose(hidden[0], hidden[1] * gain, atol=1e-5)
+
+
+def test_under_a_name_of_its_own_a_model_loads_with_its_code_alone(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "mixtral", num_local_experts=4)
+    plan = replace(make_plan(read_checkpoint(source), STRICT), stock_loads=False)
+    convert(plan, source, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"tricksmith_mixtral|trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
+    ids = torch.arange(3, 15).view(2, 6)
+    before = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float64).eval()
+    own(tmp_path / "out").save_pretrained(tmp_path / "again")
+    for after in (own(tmp_path / "out"), own(tmp_path / "again")):
+        spread_experts(before)
+        spread_experts(after)
+        with torch.no_grad():
+            assert torch.allclose(before(ids).logits, after(ids).logits, atol=1e-5)
+    assert "model.layers.0.block_sparse_moe.gate.weight" in tensors(tmp_path / "out")
+    assert set(tensors(tmp_path / "again")) == set(tensors(tmp_path / "out"))
 
 
 def test_marks_say_what_is_true(tmp_path: Path) -> None:

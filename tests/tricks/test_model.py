@@ -10,6 +10,7 @@ from tricks import BadInput
 from tricks.model import read_config
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "llama", "tricksmith": {}}, "convert its source"),
     ({"model_type": "bert-of-mine", "auto_map": {"AutoModel": "x.Y"}}, "its own remote code"),
     ({"model_type": "vit"}, "no language model"),
     ({}, "no language model"),
