@@ -32,13 +32,13 @@ def read_config(config: dict[str, Any], name: str) -> Blueprint:
     """The class and configuration of a model, from the parsed `config.json`.
 
     Raises:
-        BadInput: a converted model, remote code, an unknown architecture, no model that reads text, or a quantised
-            checkpoint.
+        BadInput: a converted model, remote code, an unknown architecture, no model that reads text, or a
+            quantised checkpoint.
     """
     model_type = str(config.get("model_type"))
     if "tricksmith" in config:
         raise BadInput(
-            f"{name} is a converted model that runs code of its own; convert its source with all tricks at once"
+            f"{name} is a converted model with code of its own; convert its source with all tricks at once"
         )
     known = classes(model_type)
     if not known or model_type not in CONFIG_MAPPING:

@@ -109,11 +109,9 @@ def test_cancelled_norms_in_front_of_qkv_norms_are_exact_at_any_epsilon(tmp_path
 
 
 def test_a_cancelled_model_writes_through_its_cache_in_bfloat16(tmp_path: Path) -> None:
-    fields = {**MLA, "head_dim": 4}
-    source = save_model(tmp_path / "source", "deepseek_v3", torch.bfloat16, **fields)
-    convert(
-        make_plan(read_checkpoint(source), [parse_trick("flashnorm:form=cancel")]), source, tmp_path / "out"
-    )
+    source = save_model(tmp_path / "source", "deepseek_v3", torch.bfloat16, **MLA)
+    plan = make_plan(read_checkpoint(source), [parse_trick("flashnorm:form=cancel")])
+    convert(plan, source, tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", trust_remote_code=True)
     ids = torch.arange(3, 15).view(2, 6)
     spread_experts(model)
