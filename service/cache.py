@@ -46,7 +46,9 @@ class SourceCache:
         return source.size_bytes - sum(there)
 
     @contextmanager
-    def held(self, source: Source, report: Report, wait: Callable[[], None]) -> Iterator[Path]:
+    def held(
+        self, source: Source, report: Report, wait: Callable[[], None], token: str | None = None
+    ) -> Iterator[Path]:
         """The source's files, for as long as the block runs; fetched first where they are not here.
 
         Where another job fetches the same, `wait` is called a few times a second until it has them.
@@ -60,7 +62,7 @@ class SourceCache:
             files = entry / "files"
             _drop_changed(source, files)
             self._make_room(self.missing(source))
-            fetch(source, files, report=report)
+            fetch(source, files, token, report)
             (entry / _USED).touch()
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield files

@@ -90,6 +90,7 @@ class HubServer:
         self.page_size = 100
         self.branches = True  # some Hubs know no branches
         self.bare_listings = False  # some Hubs list names alone
+        self.redirects = True  # some serve large files themselves
         self.siblings = True  # some list files by the tree alone
         self.error_codes = True  # some say by the status alone what is wrong
         self.lock = threading.RLock()

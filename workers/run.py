@@ -217,7 +217,7 @@ class Run:
         self._enter(Stage.FETCH)
         cache = self._worker.cache
         if cache.keeps(source):
-            return self._stack.enter_context(cache.held(source, self._report, self._wait))
+            return self._stack.enter_context(cache.held(source, self._report, self._wait, self._token()))
         return fetch(source, self._folder / "source", self._token(), report=self._report)
 
     def _convert(self, plan: Plan, source: Source, folder: Path) -> Conversion:

@@ -75,8 +75,9 @@ class Reading(BaseHandler):
         if blob is None:
             raise Answer(404, "Entry not found", "EntryNotFound")
         headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
-        if not blob.lfs:
-            return lambda: self.send_file(blob.data, {**headers, "ETag": f'"{blob.oid}"'})
+        if not blob.lfs or not self.world.redirects:
+            etag = f'"{blob.sha256 if blob.lfs else blob.oid}"'
+            return lambda: self.send_file(blob.data, {**headers, "ETag": etag})
         # Large files live elsewhere, and the client must not send its token there.
         self.world.objects[blob.sha256] = blob.data
         headers |= {

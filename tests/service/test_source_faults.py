@@ -171,6 +171,14 @@ def test_a_hub_that_lists_files_by_the_tree_alone(hub: HubServer, folder: Path, 
     assert resolve("forge/tiny") == expected
 
 
+def test_a_hub_that_serves_large_files_itself(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    hub.redirects = False
+    hub.add_model("forge/tiny", folder)
+    source = resolve("forge/tiny")
+    assert read_headers(source).tensors
+    assert (fetch(source, tmp_path / "in") / FIRST).read_bytes() == (folder / FIRST).read_bytes()
+
+
 def test_the_line_about_a_control_character_says_so() -> None:
     with pytest.raises(BadInput, match="holds a control character"):
         resolve("for\nge/x")
