@@ -45,7 +45,19 @@ from service.tokens import Grant, Vault, check_grant
 from service.watch_store import WatchStore
 from service.watching import Watching
 from service.webhook import Receiver
-from tricks import TRICKS, BadInput, Conversion, Plan, Report, Trick, convert, make_plan, parse_trick, silent
+from tricks import (
+    TRICKS,
+    BadInput,
+    Conversion,
+    Plan,
+    Report,
+    Trick,
+    convert,
+    make_plan,
+    parse_trick,
+    silent,
+    stated_budget,
+)
 
 if TYPE_CHECKING:  # evals brings torch, which a list of jobs does not need
     from celery import Celery
@@ -145,7 +157,8 @@ class Service:
 
         Args:
             recipe: how much is measured; by default `quick`, with `tasks` where some are given.
-            budget: hold it to this as an approximate conversion (see `evals.compare`).
+            budget: hold it to this as an approximate conversion (see `evals.compare`); by default to what
+                the recipe states of one that Tricksmith made.
             begin: told how many seconds it will take, about, before it starts.
 
         Raises:
@@ -160,13 +173,16 @@ class Service:
         with TemporaryDirectory(prefix="tricksmith-") as scratch, disk_errors():
             folder = fetch(theirs, Path(scratch) / "source", report=report)
             made = fetch(ours, Path(scratch) / "converted", report=report)
+            lossy = manifest is not None and manifest.get("lossless") is False
+            if manifest is not None and lossy and budget is None:
+                budget = stated_budget(_recipe(manifest["recipe"]))
             if begin is not None:
                 begin(estimate_seconds(folder, recipe, tasks, device))
             evidence = compare(
                 folder,
                 made,
                 recipe=recipe,
-                lossless=budget is None and (manifest is None or manifest.get("lossless") is not False),
+                lossless=budget is None and not lossy,
                 budget=budget,
                 tasks=tasks,
                 device=device,

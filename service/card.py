@@ -55,6 +55,11 @@ _GAINS = {
         " saved** by it.",
         "It is there for runtimes that know how to leave the blocks out.",
     ),
+    "approximate": (
+        "Its memory for past tokens does not grow with them: a window, the first tokens, and sums.",
+        "It is **not** the same model: what it loses is measured below and held to the budget in the recipe."
+        " A plain sliding window with the same memory can be the better choice; compare with `poly=none`.",
+    ),
     "flashnorm": (
         "Every folded gain is gone from the norm's work: a runtime that skips the multiplication by a gain of"
         " ones (or runs the norm beside the matrix product) may use that.",

@@ -8,7 +8,7 @@ from tricks.place import Place
 from tricks.plan import Plan
 from tricks.planning import make_plan
 from tricks.progress import Report, silent
-from tricks.recipe import TRICKS, Trick, parse_trick
+from tricks.recipe import TRICKS, Trick, parse_trick, stated_budget
 from tricks.sketch import Part
 from tricks.survey import Look, survey
 
@@ -34,5 +34,6 @@ __all__ = [
     "parse_trick",
     "read_checkpoint",
     "silent",
+    "stated_budget",
     "survey",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tricks.approximate import plan_approximate
 from tricks.checkpoint import Checkpoint
 from tricks.families import own_part
 from tricks.flashnorm import plan_flashnorm
@@ -26,8 +27,9 @@ PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
     "skipless": plan_skipless,
     "precompute": plan_precompute,
     "flashnorm": plan_flashnorm,
-    "matshrink": plan_matshrink,
     "slim": plan_slim,
+    "matshrink": plan_matshrink,
+    "approximate": plan_approximate,
 }
 """Trick name -> the function that plans it."""
 

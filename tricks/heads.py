@@ -16,13 +16,16 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tricks.specimen import Hook, run
+from tricks.specimen import Hook, NoSpecimen, run, specimen
+from tricks.subject import Subject
 
 TOKENS, MOVED = 5, 1
 """Length of the sequences, and the token at which channels are moved."""
 _ROWS = 96
 """Sequences of one run; each moves one channel of every attention block at once."""
 _EQUAL = 1e-8
+LEAST_HEAD = 4
+"""Smallest head of a specimen: with fewer channels, chance agreement could pass for structure."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,26 @@ class _Block:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module multiplies by one matrix."""
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def attention_of(subject: Subject) -> tuple[nn.Module, list[Attention]]:
+    """A specimen as deep as the subject whose heads are large enough to tell, and its attention blocks.
+
+    Raises:
+        NoSpecimen: there is none.
+    """
+    small = specimen(subject, whole_depth=True)
+    found = attentions(small)
+    for number in range(1, 4):
+        # Heads of one channel look like channels that are weighted one by one.
+        if min((head.value.size for one in found for head in one.heads), default=1) >= LEAST_HEAD:
+            break
+        try:
+            small = specimen(subject, whole_depth=True, number=number)
+        except NoSpecimen:
+            break
+        found = attentions(small)
+    return small, found
 
 
 def attentions(small: nn.Module) -> list[Attention]:

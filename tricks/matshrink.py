@@ -21,16 +21,14 @@ from transformers.pytorch_utils import Conv1D
 from tricks import shrink  # noqa: F401 - registers its operation
 from tricks.checkpoint import WIDTHS
 from tricks.edits import Drop, Edit, Make, New
-from tricks.heads import Attention, Head, Span, attentions
+from tricks.heads import Attention, Head, Span, attention_of
 from tricks.layout import FLOATS, stored_whole
 from tricks.place import Place
 from tricks.recipe import Trick
-from tricks.specimen import NoSpecimen, specimen
+from tricks.specimen import NoSpecimen
 from tricks.subject import Draft, Subject
 
 NAME = "matshrink"
-LEAST_HEAD = 4
-"""Smallest head of a specimen: with fewer channels, chance agreement could pass for structure."""
 
 
 class _Unfit(Exception):
@@ -59,7 +57,7 @@ def plan_matshrink(subject: Subject, trick: Trick) -> Draft:
     """
     draft = Draft()
     try:
-        small, found = _found(subject)
+        small, found = attention_of(subject)
     except NoSpecimen as reason:
         return Draft([Place(NAME, "attention", False, str(reason))])
     stored = trick.option("form") == "stored"
@@ -86,17 +84,6 @@ def plan_matshrink(subject: Subject, trick: Trick) -> Draft:
         draft.config = {"tricksmith": {NAME: {"linears": linears}}}
         draft.parts, draft.stock_loads = (NAME,), False
     return draft
-
-
-def _found(subject: Subject) -> tuple[nn.Module, list[Attention]]:
-    """A specimen whose heads are large enough, and its attention blocks."""
-    for number in range(8):
-        small = specimen(subject, whole_depth=True, number=number)
-        found = attentions(small)
-        sizes = [head.value.size for one in found for head in one.heads]
-        if min(sizes, default=LEAST_HEAD) >= LEAST_HEAD:
-            return small, found
-    return small, found
 
 
 def _shrink(subject: Subject, small: nn.Module, one: Attention, stored: bool, pivot: str) -> _Shrunk:

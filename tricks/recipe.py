@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tricks.errors import BadInput
@@ -11,11 +12,22 @@ TRICKS: dict[str, dict[str, Option]] = {
     "skipless": {"absorb": Choice(("q", "k", "v"))},
     "precompute": {},
     "flashnorm": {"form": Choice(("compat", "strict", "center", "cancel", "defer"))},
-    "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},
     "slim": {
         "mode": Choice(("auto", "k", "v", "x", "e")),
         "residual": Whole("auto", 0, 65536, ("auto",)),
         "target": Real("4", 0.1, 1000),
+    },
+    "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},
+    "approximate": {
+        "window": Whole("256", 16, 1 << 20),
+        "sinks": Whole("4", 0, 1 << 16),
+        "poly": Choice(("taylor", "chebyshev", "minimax", "none")),
+        "degree": Whole("1", 1, 4),
+        "parts": Whole("1", 1, 64),
+        "low": Real("-2", -60.0, 60.0),
+        "high": Real("2", -60.0, 60.0),
+        "kl": Real("none", 0.0, 100.0, ("none",)),
+        "perplexity": Real("none", 0.0, 100.0, ("none",)),
     },
 }
 """Trick name -> option name -> option, in the order in which tricks of one recipe are carried out."""
@@ -62,3 +74,13 @@ def parse_trick(text: str) -> Trick:
             raise BadInput(f"option {key!r} of {name} is given twice; give it once")
         given[key] = canonical
     return Trick(name, tuple(sorted((k, v) for k, v in given.items() if v != known[k].default)))
+
+
+def stated_budget(tricks: Iterable[Trick]) -> dict[str, float]:
+    """What the lossy tricks of a recipe may differ by: `kl` in nats per token, `perplexity` relative."""
+    return {
+        name: float(trick.option(name))
+        for trick in tricks
+        for name in ("kl", "perplexity")
+        if name in TRICKS[trick.name] and trick.option(name) != "none"
+    }

@@ -18,11 +18,11 @@ from tricks import absorb  # noqa: F401 - registers its operations
 from tricks.checkpoint import WIDTHS
 from tricks.edits import Drop, Edit, Make, New
 from tricks.errors import BadInput
-from tricks.heads import TOKENS, attentions
+from tricks.heads import TOKENS, attention_of
 from tricks.place import Place
 from tricks.recipe import Trick
 from tricks.shipped.modeling_skipless import SkiplessConfig, SkiplessForCausalLM
-from tricks.specimen import Hook, NoSpecimen, run, same, specimen
+from tricks.specimen import Hook, NoSpecimen, run, same
 from tricks.subject import Draft, Subject
 
 NAME = "skipless"
@@ -165,8 +165,7 @@ def _feed_forward(config: SkiplessConfig, stem: str) -> tuple[list[str], list[st
 def _obstacles(subject: Subject) -> Iterator[Place]:
     """One place per attention block of a model that is not skipless, with the reasons."""
     try:
-        small = specimen(subject, whole_depth=True)
-        found = attentions(small)
+        small, found = attention_of(subject)
     except NoSpecimen as reason:
         yield Place(NAME, "layers", False, str(reason))
         return

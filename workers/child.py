@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.disk import is_disk_full
-from tricks import Cancelled, Plan, TricksmithError, convert, make_plan, parse_trick
+from tricks import Cancelled, Plan, TricksmithError, convert, make_plan, parse_trick, stated_budget
 from workers.wire import Error, checkpoint_from_json
 
 REPORT_EVERY = 0.1  # seconds
@@ -98,7 +98,10 @@ def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) ->
 
     source, converted = Path(request["source"]), Path(request["converted"])
     lossless, tricks = bool(request["lossless"]), request["tricks"]
-    return compare(source, converted, lossless=lossless, tricks=tricks, report=report).to_json()
+    budget = None if lossless else stated_budget(parse_trick(text) for text in tricks)
+    return compare(
+        source, converted, lossless=lossless, budget=budget, tricks=tricks, report=report
+    ).to_json()
 
 
 DEEDS: dict[str, Callable[[dict[str, Any], Callable[[str, int, int], None]], dict[str, Any]]] = {
