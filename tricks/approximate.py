@@ -39,6 +39,9 @@ _PLAIN = (
 )
 """Keyword arguments of an attention function that change nothing about what it computes."""
 
+_OWN_CACHE = ("slim",)
+"""Tricks that bring attention and a cache of their own."""
+
 
 class _Unfit(Exception):
     """Why attention cannot be approximated."""
@@ -49,6 +52,10 @@ def plan_approximate(subject: Subject, trick: Trick) -> Draft:
     try:
         _check(trick)
         calls = _calls(subject)
+        if keeps := sorted({trick for path, trick in subject.claims.items() if trick in _OWN_CACHE}):
+            raise _Unfit(
+                f"{keeps[0]} keeps a cache of its own, which this would replace; choose one of the two"
+            )
         return _plan(subject, trick, calls)
     except (_Unfit, NoSpecimen) as reason:
         return Draft([Place(NAME, "attention", False, str(reason))], lossless=True)

@@ -51,6 +51,8 @@ def _plan(subject: Subject) -> Draft:
     if not isinstance(embedding, nn.Embedding):
         raise Unfit("its token embedding is no plain table of rows")
     where, head = _name_of(model, "embedding"), _name_of(model, "head")
+    if taken := subject.claimed(where):
+        raise Unfit(f"its token embedding belongs to {taken}")
     small = specimen(subject)
     layer = _scaled(first_layer(small, where), small, model)
     gone = {name for path in layer.gone for name in _parameters(model, path)}
