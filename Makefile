@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service chaos up screenshots format pins clean
+.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service chaos fuzz up screenshots format pins clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ bench-convert: $(READY) ## Measure conversion against cp and against flashify_re
 chaos: $(READY) ## Strike a deployment in every stage of a job; nothing may be lost
 	@$(BIN)/python -m benchmarks.chaos.run $(ARGS)
 
+fuzz: $(READY) ## Fuzz the header parser with atheris for a minute; ends at the first crash
+	@$(BIN)/python -m pip install -qq '.[fuzz]' -c constraints.txt && \
+	  $(BIN)/python -m tests.security.fuzz_headers -max_total_time=60 $(ARGS)
+
 bench-service: $(READY) ## Measure 10,000 submits by 200 users, and 1,000 jobs drained to the end
 	@$(BIN)/python -m benchmarks.service.run $(ARGS)
 
@@ -71,7 +75,7 @@ screenshots: $(READY) browser ## Take the screenshots of the README anew
 
 pins: ## Renew constraints.txt from what pip picks today in a clean venv; TORCH=... moves torch
 	@rm -rf build/pins && bash .ci/venv build/pins
-	@build/pins/bin/python -m pip install -qq $(PIP_FLAGS) -e '.[dev,flower]' torch==$(TORCH)
+	@build/pins/bin/python -m pip install -qq $(PIP_FLAGS) -e '.[dev,flower,fuzz]' torch==$(TORCH)
 	@{ sed -n '/^#/p' constraints.txt; \
 	   build/pins/bin/python -m pip freeze --exclude tricksmith | sed 's/+[a-z0-9.]*$$//' \
 	     | grep -viE '^(nvidia-|cuda-|triton)'; } > build/constraints.txt

@@ -25,7 +25,7 @@ class Settings:
     """Where things lie and how patient the service is; times are in seconds, sizes in bytes."""
 
     data: Path
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)
     concurrency: int = 1
     lease: float = 30.0
     """A running job whose worker was silent for this long is given to another worker."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,11 +86,16 @@ def parse_header(raw: bytes, data_bytes: int | None, file: str, name: str) -> di
     where = f"{name}: {file}"
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} has a damaged safetensors header; download it again") from error
     if not isinstance(header, dict):
         raise BadInput(f"{where} has a damaged safetensors header; download it again")
     return check_header(header, data_bytes, file, name)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written down: JSON can spell halves of characters."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
 def check_header(
@@ -109,6 +115,8 @@ def check_header(
             raise BadInput(
                 f"{where} describes {key!r} in a way safetensors does not; download it again"
             ) from error
+        if not is_text(key):
+            raise BadInput(f"{where} names a tensor {key!r}, which is no text; download it again")
         if dtype not in WIDTHS:
             raise BadInput(
                 f"{where} stores {key!r} as {dtype}, which cannot be converted; use a float checkpoint"
@@ -229,7 +237,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         ) from error
     except BadInput as error:
         raise BadInput(f"{name}: in {path.name} {error}; keep one") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{name}: {path.name} cannot be read as JSON; download it again") from error
     if not isinstance(value, dict):
         raise BadInput(f"{name}: {path.name} is no JSON object; download it again")
@@ -266,8 +274,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _read_header(path: Path, name: str) -> dict[str, TensorInfo]:
-    if not path.is_file():
-        raise BadInput(f"{name}: {INDEX} names {path.name}, which is missing; download the model again")
+    if not os.path.isfile(path):  # where pathlib raises for a name that is too long
+        raise BadInput(f"{name}: {INDEX} names {path.name[:200]}, which is missing; download the model again")
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
