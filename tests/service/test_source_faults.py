@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -138,6 +141,15 @@ def test_a_wave_of_429_is_waited_out(hub: HubServer, folder: Path, tmp_path: Pat
     assert sorted(p.name for p in fetch(source, tmp_path / "in").iterdir() if p.is_file()) == sorted(
         file.name for file in source.files
     )
+
+
+def test_a_date_to_wait_for_is_read_too(hub: HubServer, folder: Path) -> None:
+    hub.add_model("forge/tiny", folder)
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    hub.fail("GET /api/models/", status=429, headers={"Retry-After": soon})
+    began = time.monotonic()
+    assert resolve("forge/tiny").commit
+    assert 0.5 < time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("tenth", range(0, 10, 3))

@@ -219,6 +219,16 @@ def test_a_watch_may_look_back(hub: HubServer, running: Service, small_llama: Pa
     assert told(running.watching.poll(made)) == {"forge/year": "queued"}
 
 
+def test_a_private_source_is_refused_a_public_place_before_any_work(
+    hub: HubServer, running: Service, small_llama: Path
+) -> None:
+    hub.add_model("forge/secret", small_llama, private=True)
+    with pytest.raises(BadInput, match="forge/secret is private; publish its conversion with --private"):
+        running.submit("forge/secret", ["flashnorm"], "smith/open")
+    assert running.jobs() == []
+    assert running.submit("forge/secret", ["flashnorm"], "smith/open", private=True).private
+
+
 def test_pages_are_followed(hub: HubServer, running: Service, small_llama: Path) -> None:
     hub.page_size = 2
     for number in range(5):
