@@ -14,8 +14,11 @@ from starlette.middleware import Middleware
 from service.api import Service
 from tricks import BadInput
 from ui.door import Door, Rates
+from ui.live import add_live
 from ui.pages import explore, job, jobs
 from ui.pages.guard import is_loopback
+from ui.pages.live import Live
+from ui.pages.script import HEAD
 from ui.pages.theme import CSS, THEME
 
 _HOME = "Explore"
@@ -27,9 +30,9 @@ def build(service: Service, *, folders: bool) -> gr.Blocks:
     with app:
         Navbar(main_page_name=_HOME)
         explore.build(app, service, folders=folders)
-    with app.route("Jobs", "/jobs") as page:
+    with app.route("Queue", "/jobs"):
         Navbar(main_page_name=_HOME)
-        jobs.build(page, service)
+        jobs.build()
     with app.route("Job", "/job", show_in_navbar=False) as page:
         Navbar(main_page_name=_HOME)
         job.build(page, service)
@@ -58,10 +61,12 @@ def launch(service: Service, host: str, port: int) -> gr.Blocks:
             quiet=True,
             theme=THEME,
             css=CSS,
+            head=HEAD,
             footer_links=[],
             ssr_mode=False,
             app_kwargs={"middleware": [Middleware(Door, _rates(service, host))]},
         )
     except OSError as error:
         raise BadInput(f"cannot listen on {host}:{port} ({error}); choose another --port or --host") from None
+    add_live(app.app, Live(service))
     return app

@@ -34,10 +34,10 @@ def test_everything_from_outside_is_escaped() -> None:
     running = job(stage=Stage.CONVERT, progress=(EVIL, 1, 2))
     pieces = [
         parts.plan_view(plan),
-        parts.job_head(failed, time.time()),
+        parts.job_head(failed),
         parts.outcome(failed, None),
         parts.stages(running, 3.0),
-        parts.jobs_table([failed], time.time()),
+        parts.jobs_table([failed]),
         parts.problem(EVIL),
     ]
     for piece in pieces:

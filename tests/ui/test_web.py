@@ -16,7 +16,7 @@ from ui.screenshots import CHROMIUM, browser, served
 if not CHROMIUM.exists():
     pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
 
-SLOW_MS = 300_000
+SLOW_MS = 120_000
 
 
 @pytest.fixture(scope="module")

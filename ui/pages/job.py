@@ -1,25 +1,38 @@
-"""A job's own page, `job?id=...`: stages, verdict, card. Each tick asks the service anew, so that the page is
-live after a reload, and after a restart of the server, as it was before."""
+"""A job's own page, `job?id=...`: stages as they go, the plan, what was measured, the card, the log.
+
+What changes by the second comes from `live` and never passes through Gradio; plots, plan and card come
+through it whenever the job enters another state or stage.
+"""
 
 from __future__ import annotations
 
 import re
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+import pandas as pd
 
 from service.api import Service
 from service.jobs import Job, State
-from tricks import TricksmithError
-from ui.pages import parts
-from ui.rates import per_second, recent
+from tricks import BadInput, TricksmithError
+from ui.pages import charts, parts
+from ui.pages.script import live_script
+from ui.pages.visitor import visitor
 
-_TICK_S = 0.7
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _IMAGE = re.compile(r"!(?=\[)")
+_LEFT = (
+    '<div data-live="head" class="ts-slot-head"></div><p class="ts-sr" role="status" data-live="said"></p>'
+    '<p class="ts-lost ts-warn" hidden role="alert">The connection is lost. The job goes on; this page tries '
+    "again by itself.</p>"
+    '<p class="ts-quiet" data-live="where"></p>'
+    '<div data-live="stages" id="stages" class="ts-slot-stages"></div>'
+    '<div data-live="outcome" id="outcome"></div><details class="ts-details" open><summary>Log</summary>'
+    '<div data-live="log"></div></details>'
+)
 
 
 @dataclass(frozen=True)
@@ -28,34 +41,30 @@ class Handlers:
 
     service: Service
 
-    def show(self, seen: str, request: gr.Request) -> list[Any]:
-        """(seen, head, stages, outcome, card, cancel button, retry button), skipped where nothing changed."""
-        job_id = str(request.query_params.get("id", ""))
+    def papers(self, request: gr.Request) -> list[Any]:
+        """(cancel, retry, three plots, plan, card) as they are now."""
         try:
-            job = self.service.job(job_id)
-        except TricksmithError as error:
-            gone = parts.problem(
-                str(error) if job_id else "this address names no job; open one from the list of jobs"
-            )
-            return [gone, gone, "", "", *_buttons(None), ""]
-        return self._show(job, seen)
+            job = self._job(request)
+            mine = visitor(request).owns(job)
+            evidence = self.service.evidence(job.id)
+            plan = self.service.job_plan(job.id)
+            card = self.service.card(job.id)
+        except TricksmithError:
+            return [*_buttons(None, False), *[gr.update(visible=False)] * 3, "", _card(None)]
+        plots = [gr.update(visible=False)] * 3
+        if evidence is not None:
+            plots = [
+                charts.drawn(charts.divergences(evidence)),
+                charts.drawn(charts.layers(evidence)),
+                charts.drawn(charts.losses(evidence)),
+            ]
+        return [*_buttons(job, mine), *plots, parts.plan_view(plan) if plan else "", _card(card)]
 
-    def _show(self, job: Job, seen: str) -> list[Any]:
-        now = repr((job.state, job.stage, job.progress, job.attempts, job.cancel))
-        if job.state.final and now == seen:
-            return [gr.skip()] * 7
-        running = job.state is State.RUNNING
-        speed = per_second(recent(self.service, job.id)) if running and job.progress else None
-        evidence = self.service.evidence(job.id)
-        card = self.service.card(job.id) if job.state.final else None
-        return [
-            now,
-            parts.job_head(job, time.time()),
-            parts.stages(job, speed),
-            parts.outcome(job, evidence),
-            *_buttons(job),
-            _card(card),
-        ]
+    def _job(self, request: gr.Request) -> Job:
+        job_id = str(request.query_params.get("id", ""))
+        if not job_id:
+            raise BadInput("this address names no job; open one from the queue")
+        return self.service.job(job_id, viewer=visitor(request).viewer)
 
     def cancel(self, request: gr.Request) -> str:
         """Ask the job to stop; a refusal in words."""
@@ -65,18 +74,18 @@ class Handlers:
         """Queue the job again; a refusal in words."""
         return self._do(self.service.retry, request)
 
-    @staticmethod
-    def _do(action: Any, request: gr.Request) -> str:
+    def _do(self, action: Callable[..., Job], request: gr.Request) -> str:
         try:
-            action(str(request.query_params.get("id", "")))
+            job = self._job(request)
+            action(job.id, viewer=visitor(request).viewer)
         except TricksmithError as error:
             return parts.problem(str(error))
         return ""
 
 
-def _buttons(job: Job | None) -> tuple[Any, Any]:
-    can_cancel = job is not None and not job.state.final
-    can_retry = job is not None and job.state in (State.FAILED, State.CANCELLED)
+def _buttons(job: Job | None, mine: bool) -> tuple[Any, Any]:
+    can_cancel = mine and job is not None and not job.state.final
+    can_retry = mine and job is not None and job.state in (State.FAILED, State.CANCELLED)
     stopping = job is not None and can_cancel and job.cancel
     return (
         gr.update(visible=can_cancel, interactive=not stopping, value="Stopping …" if stopping else "Cancel"),
@@ -105,22 +114,61 @@ def build(page: gr.Blocks, service: Service) -> None:
     """Lay out the job page in the current Blocks."""
     on = Handlers(service)
     gr.HTML(parts.brand())
-    seen = gr.State("")
-    head = gr.HTML(elem_id="job-head")
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            stages = gr.HTML(elem_id="stages")
+            live = gr.HTML(_LEFT, js_on_load=live_script("live/job"), elem_id="live")
             with gr.Row(elem_classes="ts-actions"):
                 cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
                 retry = gr.Button("Retry", variant="primary", visible=False, elem_id="retry")
             problem = gr.HTML(elem_id="problem")
         with gr.Column(scale=3, min_width=320):
-            outcome = gr.HTML(elem_id="outcome")
-    card = gr.Markdown(visible=False, sanitize_html=True, latex_delimiters=[], elem_id="card")
-    shown = [seen, head, stages, outcome, cancel, retry, card]
-    # Many open pages at once: one tick is a few Redis reads, so they need not wait for each other.
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 32, "api_visibility": "private"}
-    page.load(on.show, seen, shown, **quiet)
-    gr.Timer(_TICK_S).tick(on.show, seen, shown, trigger_mode="once", **quiet)
-    cancel.click(on.cancel, None, problem, **quiet).then(on.show, seen, shown, **quiet)
-    retry.click(on.retry, None, problem, **quiet).then(on.show, seen, shown, **quiet)
+            plots = _plots()
+            plan = gr.HTML(elem_id="plan")
+            card = gr.Markdown(visible=False, sanitize_html=True, latex_delimiters=[], elem_id="card")
+    shown = [cancel, retry, *plots, plan, card]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 16, "api_visibility": "private"}
+    gr.on([page.load, live.submit], on.papers, None, shown, **quiet)
+    cancel.click(on.cancel, None, problem, **quiet).then(on.papers, None, shown, **quiet)
+    retry.click(on.retry, None, problem, **quiet).then(on.papers, None, shown, **quiet)
+
+
+def _plots() -> list[gr.components.Component]:
+    return [
+        gr.LinePlot(
+            pd.DataFrame(columns=["position", "nats", "which"]),
+            x="position",
+            y="nats",
+            color="which",
+            label="How far the two models' predictions are apart, by position in the text",
+            x_title="position in the window",
+            y_title="KL divergence, nats",
+            y_axis_format=".0e",
+            height=280,
+            visible=False,
+            elem_id="chart-divergence",
+        ),
+        gr.LinePlot(
+            pd.DataFrame(columns=["layer", "error", "which"]),
+            x="layer",
+            y="error",
+            color="which",
+            label="Error behind each layer, against the source's own rounding",
+            x_title="layer",
+            y_title="relative error",
+            y_axis_format=".0e",
+            height=280,
+            visible=False,
+            elem_id="chart-layers",
+        ),
+        gr.ScatterPlot(
+            pd.DataFrame(columns=["source", "converted"]),
+            x="source",
+            y="converted",
+            label="Loss of each token: on the diagonal, both models say the same",
+            x_title="source, nats",
+            y_title="converted, nats",
+            height=280,
+            visible=False,
+            elem_id="chart-losses",
+        ),
+    ]

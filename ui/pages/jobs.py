@@ -1,30 +1,20 @@
-"""The latest jobs, each with a link to its page."""
+"""The queue: everyone's latest jobs, with links to their pages; other people's private ones are left out."""
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import gradio as gr
 
-from service.api import Service
-from tricks import TricksmithError
 from ui.pages import parts
+from ui.pages.script import live_script
 
-_TICK_S = 2.0
+_BODY = (
+    '<p class="ts-lost ts-warn" hidden role="alert">The connection is lost; this page tries again by '
+    "itself.</p>"
+    '<div data-live="jobs" class="ts-slot-jobs"></div>'
+)
 
 
-def build(page: gr.Blocks, service: Service) -> None:
-    """Lay out the list of jobs in the current Blocks."""
-
-    def show() -> str:
-        try:
-            return parts.jobs_table(service.jobs(limit=50), time.time())
-        except TricksmithError as error:
-            return parts.problem(str(error))
-
+def build() -> None:
+    """Lay out the queue in the current Blocks."""
     gr.HTML(parts.brand())
-    table = gr.HTML(elem_id="jobs")
-    quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 32, "api_visibility": "private"}
-    page.load(show, None, table, **quiet)
-    gr.Timer(_TICK_S).tick(show, None, table, trigger_mode="once", **quiet)
+    gr.HTML(_BODY, js_on_load=live_script("live/queue"), elem_id="jobs")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from service.jobs import Job, Stage, State
 from tricks import Plan
-from ui.pages.escape import breakable, esc
-from ui.text import ago, count, duration, group_places, proof_line, rate, reasons, savings_rows, share
+from ui.pages.escape import breakable, esc, when
+from ui.text import count, duration, group_places, proof_line, rate, reasons, savings_rows, share
 
 if TYPE_CHECKING:  # evals brings torch
     from evals import Evidence
@@ -95,17 +95,20 @@ def tile(name: str, value: str) -> str:
     return f'<div class="ts-tile"><span>{esc(name)}</span><strong>{esc(value)}</strong></div>'
 
 
-def job_head(job: Job, now: float) -> str:
+def job_head(job: Job) -> str:
     """Which job this is, and its state."""
-    end = job.finished or now
-    took = f"{duration(end - job.started)}" if job.started else "waiting for a worker"
+    if job.finished and job.started:
+        took = f"took {duration(job.finished - job.started)}"
+    else:
+        took = "" if job.started else "waiting for a worker"
     flags = [word for word, on in (("pull request", job.pr), ("private", job.private)) if on]
-    facts = [f"Job {job.id}", ", ".join(job.tricks), took, *flags]
+    facts = [f"Job {job.id}", ", ".join(job.tricks), *([took] if took else []), *flags]
     if job.attempts > 1:
         facts.append(f"attempt {job.attempts}")
+    told = " · ".join(esc(fact) for fact in facts)
     return (
         f'<section class="ts-head"><div><h2>{_name(job.model)} <span class="ts-arrow">→</span> '
-        f'{_name(job.to)}</h2><p class="ts-quiet">{" · ".join(esc(f) for f in facts)}</p></div>'
+        f'{_name(job.to)}</h2><p class="ts-quiet">{told} · submitted {when(job.created)}</p></div>'
         f"{pill(job.state)}</section>"
     )
 
@@ -115,8 +118,8 @@ def pill(state: State) -> str:
     return f'<span class="ts-pill ts-{esc(state)}">{esc(state)}</span>'
 
 
-def stages(job: Job, per_second: float | None) -> str:
-    """All stages of a job with the running one's progress."""
+def stages(job: Job, per_second: float | None, took: Mapping[str, float] | None = None) -> str:
+    """All stages of a job with the running one's progress, and how long (seconds) those before took."""
     order = list(STAGES)
     at = order.index(job.stage) if job.stage in order else -1
     done_all = job.state is State.PUBLISHED
@@ -126,9 +129,11 @@ def stages(job: Job, per_second: float | None) -> str:
         kind = "done" if done_all or number < at else _now(job.state) if here else "todo"
         bar = _bar(job, stage, per_second) if here and job.state is State.RUNNING else ""
         current = ' aria-current="step"' if here else ""
+        time = f" <small>{esc(duration((took or {})[stage]))}</small>" if stage in (took or {}) else ""
         items.append(
             f'<li class="ts-stage ts-{kind}"{current}><i aria-hidden="true">{_MARKS[kind]}</i>'
-            f"<div><b>{esc(stage)}</b> <span>{esc(STAGES[stage])}</span>{bar}</div></li>"
+            f"<div><b>{esc(stage)}</b> <span>{esc(STAGES[stage])}</span>"
+            f"{time if kind == 'done' else ''}{bar}</div></li>"
         )
     return f'<ol class="ts-stages" aria-label="Stages">{"".join(items)}</ol>'
 
@@ -185,24 +190,37 @@ def _link(target: str) -> str:
     return f"<code>{breakable(target)}</code>"
 
 
-def jobs_table(jobs: Iterable[Job], now: float) -> str:
-    """The latest jobs, newest first, each with a link to its page."""
+def jobs_table(jobs: Sequence[Job], everybody: Sequence[Job] = ()) -> str:
+    """The latest jobs, newest first, each with a link to its page.
+
+    `everybody`: all jobs, among which the queued ones have their place.
+    """
+    queued = sorted(job.created for job in everybody if job.state is State.QUEUED)
     rows = "".join(
         f'<tr><td>{pill(job.state)}</td><td><a href="job?id={esc(job.id)}">{_name(job.model)} → '
-        f"{_name(job.to)}</a></td><td>{esc(', '.join(job.tricks))}</td><td>{esc(_standing(job))}</td>"
-        f"<td>{esc(ago(now - job.created))}</td></tr>"
+        f"{_name(job.to)}</a></td><td>{esc(', '.join(job.tricks))}</td><td>{esc(_standing(job, queued))}</td>"
+        f"<td>{when(job.created)}</td></tr>"
         for job in jobs
     )
     if not rows:
         return hint("No jobs yet. Convert a model and it will be listed here.")
     return (
-        '<div class="ts-scroll"><table class="ts-table ts-jobs"><thead><tr><th scope="col">State</th>'
-        '<th scope="col">Job</th><th scope="col">Tricks</th><th scope="col">Stage or verdict</th>'
+        '<div class="ts-scroll" tabindex="0" role="region" aria-label="Jobs"><table class="ts-table ts-jobs">'
+        '<thead><tr><th scope="col">State</th>'
+        '<th scope="col">Job</th><th scope="col">Tricks</th><th scope="col">Stage, verdict or reason</th>'
         f'<th scope="col">Submitted</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
-def _standing(job: Job) -> str:
+def _standing(job: Job, queued: Sequence[float]) -> str:
+    if job.state is State.QUEUED and job.created in queued:
+        return f"number {list(queued).index(job.created) + 1} in line"
     if job.state is State.RUNNING and job.stage:
         return str(job.stage)
     return str(job.verdict or job.reason or "")
+
+
+def standing(ahead: int, seconds: float | None) -> str:
+    """Where a job stands in line, in words."""
+    line = "next in line" if ahead == 0 else f"{count(ahead, 'job')} before this one"
+    return esc(f"{line}; about {duration(seconds)} to wait" if seconds else line)

@@ -1,0 +1,41 @@
+// Asks its address again and again and puts what changed where `data-live` says.
+const name = new URL(ADDRESS, document.baseURI);
+const id = new URLSearchParams(window.location.search).get('id');
+if (id !== null) name.searchParams.set('id', id);
+let seen = '', papers = null, final = false, lost = 0;
+const put = (told) => {
+  for (const at of element.querySelectorAll('[data-live]')) {
+    const html = told[at.dataset.live];
+    if (html === undefined || at.told === html) continue;
+    at.told = html;
+    const inner = at.querySelector('[tabindex]'), top = inner ? inner.scrollTop : 0;
+    at.innerHTML = html;
+    if (inner && top && at.querySelector('[tabindex]')) at.querySelector('[tabindex]').scrollTop = top;
+  }
+};
+const look = async () => {
+  if (!element.isConnected) return;
+  try {
+    name.searchParams.set('seen', seen);
+    const answer = await fetch(name, { cache: 'no-store', signal: AbortSignal.timeout(10000) });
+    if (answer.status !== 200 && answer.status !== 204) throw new Error(answer.status);
+    lost = 0;
+    if (answer.status === 200) {
+      const told = await answer.json();
+      seen = told.version; final = told.final;
+      put(told);
+      if (told.papers !== undefined && told.papers !== papers) {
+        const first = papers === null;
+        papers = told.papers;
+        if (!first) trigger('submit');
+      }
+    }
+  } catch (error) {
+    lost += 1;
+  }
+  element.querySelector('.ts-lost').hidden = lost < 3;
+  clearTimeout(element.next);
+  element.next = setTimeout(look, document.hidden ? 10000 : final ? 4000 : 1000);
+};
+document.addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
+look();

@@ -1,0 +1,189 @@
+"""What open pages ask for again and again, told once: one reader per job, however many pages show it.
+
+A page asks a plain address (`live/job?id=...&seen=...`) about once a second and gets the pieces of HTML that
+changed, or nothing. That holds through a lost connection and a restart of this process: there is no stream
+to break, and the state is in Redis. Two readers of one job never read Redis twice within `FRESH_S`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.api import Service
+from service.events import Event
+from service.jobs import Job, Stage, State
+from tricks import TricksmithError
+from ui.pages import parts
+from ui.pages.escape import esc, when
+from ui.pages.visitor import Visitor
+from ui.rates import WINDOW_S, per_second
+
+FRESH_S = 0.5
+_FORGET_S = 120.0
+_LOGGED = 200  # lines
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A job at one moment: the answer's bytes, and its version."""
+
+    version: str
+    body: bytes
+
+
+@dataclass
+class _Reader:
+    """Follows one job's events."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    asked: float = 0.0
+    read: float = 0.0
+    after: str = "0"
+    log: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=_LOGGED))
+    began: dict[str, float] = field(default_factory=dict)
+    took: dict[str, float] = field(default_factory=dict)
+    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=400))
+    job: Job | None = None
+    snapshot: Snapshot | None = None
+
+    def take(self, event: Event) -> None:
+        self.after = event.id
+        if event.kind == "progress":
+            self.recent.append(event)
+            while self.recent and event.at - self.recent[0].at > WINDOW_S:
+                self.recent.popleft()
+            return
+        if event.kind in ("stage", "state"):
+            for stage in [name for name in self.began if name not in self.took]:
+                self.took[stage] = event.at - self.began[stage]
+        if event.kind == "stage" and event.stage:
+            self.began[event.stage] = event.at
+            self.took.pop(event.stage, None)
+            said = f"{event.stage}: {parts.STAGES.get(Stage(event.stage), '')}"
+            self.log.append((event.at, f"{said}; {event.text}" if event.text else said))
+        elif event.kind == "state":
+            self.log.append((event.at, f"{event.state}{': ' + event.text if event.text else ''}"))
+
+
+class Live:
+    """The readers of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = threading.Lock()
+        self._readers: dict[str, _Reader] = {}
+        self._queue: tuple[float, list[Job]] = (0.0, [])
+        self._queue_lock = threading.Lock()
+
+    def job(self, job_id: str, asker: Visitor) -> Snapshot:
+        """The job as it is now, or was less than `FRESH_S` ago.
+
+        Raises:
+            BadInput: there is no such job for this visitor.
+        """
+        now = time.monotonic()
+        with self._lock:
+            for stale in [key for key, r in self._readers.items() if now - r.asked > _FORGET_S]:
+                del self._readers[stale]
+            reader = self._readers.get(job_id)
+        if reader is None:
+            self._service.job(job_id, viewer=asker.viewer)
+            with self._lock:
+                reader = self._readers.setdefault(job_id, _Reader(asked=now))
+        with reader.lock:
+            reader.asked = now
+            if reader.snapshot is None or time.monotonic() - reader.read > FRESH_S:
+                self._read(job_id, reader)
+            assert reader.snapshot is not None
+            assert reader.job is not None
+            asker.check_sees(reader.job)
+            return reader.snapshot
+
+    def _read(self, job_id: str, reader: _Reader) -> None:
+        job = self._service.job(job_id)
+        for event in self._service.events(job_id, after=reader.after):
+            reader.take(event)
+        reader.read = time.monotonic()
+        if job == reader.job and job.state.final and reader.snapshot is not None:
+            return
+        reader.job = job
+        evidence = self._service.evidence(job_id) if _may_have_evidence(job) else None
+        running = job.state is State.RUNNING and job.progress
+        speed = per_second(list(reader.recent)) if running else None
+        papers = [job.state, job.stage, job.cancel, job.attempts, evidence is not None]
+        told = {
+            "head": parts.job_head(job),
+            "stages": parts.stages(job, speed, reader.took),
+            "outcome": parts.outcome(job, evidence),
+            "log": _log(reader.log),
+            "said": esc(f"{job.state}{', ' + job.stage if job.state is State.RUNNING and job.stage else ''}"),
+            "papers": _digest(papers),
+            "final": job.state.final,
+            "where": self.place(job) if job.state is State.QUEUED else "",
+        }
+        version = _digest(told)
+        reader.snapshot = Snapshot(version, json.dumps({"version": version, **told}).encode())
+
+    def place(self, job: Job) -> str:
+        """Where a queued job stands, in words."""
+        ahead, _ = self._service.place(job.id)
+        return parts.standing(ahead, expected(ahead, self.latest()))
+
+    def latest(self) -> list[Job]:
+        """The latest jobs of everybody, newest first; for the eyes of `queue` and `place` alone."""
+        with self._queue_lock:
+            at, jobs = self._queue
+            if time.monotonic() - at > FRESH_S:
+                jobs = self._service.jobs(limit=200)
+                self._queue = (time.monotonic(), jobs)
+            return jobs
+
+    def queue(self, asker: Visitor) -> Snapshot:
+        """The queue as this visitor may see it."""
+        jobs = self.latest()
+        html = parts.jobs_table([job for job in jobs if asker.sees(job)], jobs)
+        version = _digest(html)
+        return Snapshot(version, json.dumps({"version": version, "jobs": html, "final": False}).encode())
+
+
+def expected(ahead: int, jobs: list[Job]) -> float | None:
+    """About how long (seconds) a job waits behind `ahead` others, as long as the latest ones took."""
+    took = sorted(
+        job.finished - job.started
+        for job in jobs
+        if job.state in (State.PUBLISHED, State.REJECTED) and job.started and job.finished
+    )
+    if not took:
+        return None
+    running = sum(job.state is State.RUNNING for job in jobs)
+    return took[len(took) // 2] * (ahead + (running > 0)) / max(1, running)
+
+
+def refused(error: TricksmithError) -> Snapshot:
+    """What a page shows in place of a job that is not there for its visitor."""
+    gone = parts.problem(str(error))
+    told: dict[str, Any] = {"head": gone, "stages": "", "outcome": "", "log": "", "papers": "gone"}
+    version = _digest(told)
+    said = {"version": version, "said": "", "final": True, "where": "", **told}
+    return Snapshot(version, json.dumps(said).encode())
+
+
+def _may_have_evidence(job: Job) -> bool:
+    return job.state.final or job.stage in (Stage.VERIFY, Stage.PUBLISH)
+
+
+def _log(lines: deque[tuple[float, str]]) -> str:
+    if not lines:
+        return ""
+    items = "".join(f"<li>{when(at)} {esc(text)}</li>" for at, text in lines)
+    return f'<ol class="ts-log" tabindex="0" role="log" aria-label="Log" aria-live="off">{items}</ol>'
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:16]
