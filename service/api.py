@@ -132,6 +132,7 @@ class Service:
             folder = fetch(source, Path(partial) / "source", report=report)
             fresh = Path(partial) / "converted"
             conversion = convert(plan, folder, fresh, report)
+            plan = plan if conversion.settled is None else Plan.from_json(conversion.settled)
             manifest = build_manifest(source, plan, conversion, folder)
             write_papers(fresh, manifest=manifest, card=render_card(source, plan, None, manifest))
             fresh.rename(out)

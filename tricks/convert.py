@@ -36,19 +36,24 @@ from tricks.ship import code_fields, shipped_code
 class Conversion:
     """What a conversion wrote: file name -> SHA-256 in hex, and the bytes it moved.
 
-    `conditions` maps each operation that inverted matrices to the worst of their condition numbers.
+    `conditions` maps each operation that inverted matrices to the worst of their condition numbers. `settled`
+    is the plan in JSON as it was carried out, where activations had a say in it.
     """
 
     files: dict[str, str]
     bytes_read: int
     bytes_written: int
     conditions: dict[str, float] = field(default_factory=dict)
+    settled: dict[str, Any] | None = None
 
 
-def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Conversion:
+def convert(
+    plan: Plan, source: Path, out: Path, report: Report = silent, settling: bool = True
+) -> Conversion:
     """Carry out `plan` on the checkpoint in `source`, into the new folder `out`.
 
-    Peak memory is a few buffers of 2 MiB, whatever the model's size.
+    Peak memory is a few buffers of 2 MiB, whatever the model's size, but for a trick that is settled by
+    activations (slim): that runs the source. Without `settling` such a plan is carried out as it stands.
 
     Raises:
         BadInput: `out` exists, the plan is for another checkpoint, a gain is not finite, a folded weight
@@ -57,11 +62,18 @@ def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Con
     if out.exists():
         raise BadInput(f"{out} exists already; choose a folder that does not")
     checkpoint = read_checkpoint(source)
-    work = Editor(source, checkpoint, plan.edits)
+    planned = plan
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
+    scratch = partial.with_suffix(".scratch")
     try:
         partial.mkdir()
+        scratch.mkdir()
+        if settling and "slim" in plan.parts:
+            from tricks.slim_settle import settle  # late: it needs tokenizers, which no other trick does
+
+            plan = settle(plan, source, scratch, report)
+        work = Editor(source, checkpoint, plan.edits)
         files = _write(work, plan, source, partial, report)
         _sync(partial)
         partial.rename(out)
@@ -73,8 +85,10 @@ def convert(plan: Plan, source: Path, out: Path, report: Report = silent) -> Con
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     written = sum((out / name).stat().st_size for name in files)
-    return Conversion(files, work.reader.bytes_read, written, work.conditions)
+    settled = None if plan is planned else plan.to_json()
+    return Conversion(files, work.reader.bytes_read, written, work.conditions, settled)
 
 
 def _write(work: Editor, plan: Plan, source: Path, partial: Path, report: Report) -> dict[str, str]:

@@ -92,7 +92,7 @@ def _try(plan: Plan, blueprint: Blueprint) -> tuple[float, bool]:
         small = draft_plan(read_checkpoint(source), plan.tricks)
         if not _kinds(plan) <= _kinds(small):
             return 0.0, False
-        convert(small, source, out)
+        convert(small, source, out, settling=False)
         before = _load(plan, source)
         return max(difference(before, _load(plan, out, own_code)) for own_code in _ways(small)), True
 

@@ -160,6 +160,9 @@ class Run:
         plan = self._plan(source)
         folder = self._fetch(source)
         conversion = self._convert(plan, source, folder)
+        if conversion.settled is not None:
+            plan = Plan.from_json(conversion.settled)
+            self._lay_down("plan", json.dumps(conversion.settled))
         evidence = self._verify(plan, folder)
         return evidence, self._publish(source, plan, folder, conversion, evidence)
 
@@ -229,7 +232,11 @@ class Run:
             mark = self._ask("convert", plan=plan.to_json(), source=str(folder), out=str(self._converted))
             self._marks.put(Stage.CONVERT, mark)
         return Conversion(
-            mark["files"], mark["bytes_read"], mark["bytes_written"], mark.get("conditions", {})
+            mark["files"],
+            mark["bytes_read"],
+            mark["bytes_written"],
+            mark.get("conditions", {}),
+            mark.get("settled"),
         )
 
     def _verify(self, plan: Plan, folder: Path) -> Evidence:
