@@ -1,18 +1,17 @@
-"""The Hub's client: with time limits, with patience, and with its failures in the user's words.
+"""The Hub's client: with time limits and with patience; its failures are in `hub_words`.
 
 Nothing here keeps a token: `None` means the one that huggingface_hub itself finds (environment or login).
 
 How it waits: the client is made by our factory (huggingface_hub's documented way to set one), which gives
-every request a time limit, and turns an answer 429 into `_SlowDown` before the client's own retries would
-sleep on it, deaf to a cancelled job. `ask` does the waiting: as long as the Hub asks for, within the
-`patience` of whoever called.
+every request a time limit, and turns an answer that asks to wait into `SlowDown` before the client's own
+retries would sleep on it, deaf to a cancelled job. `ask` does the waiting: as long as the Hub asks for,
+within the `patience` of whoever called.
 """
 
 from __future__ import annotations
 
 import email.utils
 import itertools
-import os
 import re
 import threading
 import time
@@ -25,26 +24,38 @@ from typing import TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, set_client_factory
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from tricks import BadInput, TricksmithError
+from service.hub_words import (
+    DEFAULT_ENDPOINT,
+    HubConflict,
+    HubMissing,
+    HubUnavailable,
+    SlowDown,
+    endpoint,
+    gated,
+    hub_errors,
+)
+
+__all__ = [
+    "DEFAULT_ENDPOINT",
+    "LONG_S",
+    "TIMEOUT_S",
+    "HubConflict",
+    "HubMissing",
+    "HubUnavailable",
+    "ask",
+    "endpoint",
+    "gated",
+    "hub",
+    "hub_errors",
+    "is_hub_id",
+    "patience",
+]
 
 T = TypeVar("T")
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 30.0
 """What a question about metadata may take."""
 CONNECT_S = 10.0
@@ -55,33 +66,6 @@ TRANSFER_S = 120.0
 
 # ASCII only: look-alike letters of other alphabets name another repo, or none.
 HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
-
-
-class HubUnavailable(BadInput):
-    """The Hub cannot be reached or asks to wait: the same request may succeed later.
-
-    `wait` is how many seconds it asks for, None where it does not say.
-    """
-
-    def __init__(self, message: str, wait: float | None = None, limited: bool = False) -> None:
-        super().__init__(message)
-        self.wait, self.limited = wait, limited
-
-
-class HubConflict(BadInput):
-    """The repo is not what it was when it was looked at."""
-
-
-class HubMissing(BadInput):
-    """There is no such repo, or none that this token may see."""
-
-
-class _SlowDown(Exception):
-    """The Hub answered 429; `seconds` is what it asks for."""
-
-    def __init__(self, seconds: float | None) -> None:
-        super().__init__("the Hub asks to slow down")
-        self.seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -106,11 +90,6 @@ def patience(seconds: float, tries: int = 6, stop: Callable[[], None] = lambda: 
         yield
     finally:
         _PATIENCE.reset(token)
-
-
-def endpoint() -> str:
-    """The Hub's address, read at every call: huggingface_hub itself reads `HF_ENDPOINT` at import only."""
-    return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or DEFAULT_ENDPOINT
 
 
 def hub(token: str | bool | None = None) -> HfApi:
@@ -178,8 +157,9 @@ def _limit_time(request: httpx2.Request) -> None:
 
 
 def _heed_limit(response: httpx2.Response) -> None:
-    if response.status_code == 429:
-        raise _SlowDown(_asked_wait(response.headers))
+    busy = response.status_code == 503 and "retry-after" in response.headers
+    if response.status_code == 429 or busy:
+        raise SlowDown(_asked_wait(response.headers))
 
 
 def _asked_wait(headers: httpx2.Headers) -> float | None:
@@ -196,101 +176,3 @@ def _asked_wait(headers: httpx2.Headers) -> float | None:
         return max(0.0, (at - datetime.now(UTC)).total_seconds())
     info = parse_ratelimit_headers(headers)
     return None if info is None else float(info.reset_in_seconds)
-
-
-@contextmanager
-def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
-    """Turn the client's exceptions about `repo` into one line that says what is wrong and what to do.
-
-    The client's own text is left out: it spans lines and may carry signed addresses.
-    """
-    try:
-        yield
-    except TricksmithError:
-        raise
-    except (_SlowDown, httpx2.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise  # the disk's trouble, not the Hub's
-        raise _in_words(error, repo, revision) from error
-
-
-def _in_words(error: Exception, repo: str, revision: str | None) -> BadInput:
-    """What an exception of the client means; the first kind that fits (some are kinds of others)."""
-    where = f"see its branches and tags at {endpoint()}/{repo}/tree/main"
-    gone = f"a file of {repo} is gone from the Hub; try again, or choose another revision"
-    said: list[tuple[type[Exception] | tuple[type[Exception], ...], BadInput]] = [
-        (GatedRepoError, BadInput(gated(repo))),
-        (DisabledRepoError, BadInput(f"{repo} is disabled on the Hub; choose another model")),
-        (RevisionNotFoundError, BadInput(f"{repo} has no revision {revision!r}; {where}")),
-        (RepositoryNotFoundError, HubMissing(_missing(repo))),
-        (LocalTokenNotFoundError, BadInput("no Hub token found; set HF_TOKEN or run 'hf auth login'")),
-        ((LocalEntryNotFoundError, OfflineModeIsEnabled), HubUnavailable(_unreachable())),
-        (EntryNotFoundError, BadInput(gone)),
-        (HFValidationError, BadInput(f"{repo!r} is not a Hub id; write namespace/name")),
-    ]
-    if isinstance(error, _SlowDown):
-        return _busy(repo, error.seconds)
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
-        return _in_words(error.__cause__, repo, revision)  # a refusal, which the client takes for an absence
-    for kinds, words in said:
-        if isinstance(error, kinds):
-            return words
-    if isinstance(error, HfHubHTTPError):
-        return _from_status(error.response, repo, revision)
-    if isinstance(error, (httpx2.HTTPError, ConnectionError)):
-        return HubUnavailable(_unreachable())
-    return HubUnavailable(_unusable(repo))  # a reply that is not JSON, or not of the Hub's form
-
-
-def gated(repo: str) -> str:
-    """What to do about a gated repo, in one line."""
-    return (
-        f"{repo} is gated and this token has no access;"
-        f" accept its terms at {endpoint()}/{repo} and set HF_TOKEN"
-    )
-
-
-def _missing(repo: str) -> str:
-    return (
-        f"{repo} is not on the Hub, or is private; check the id, or set HF_TOKEN to a token that may read it"
-    )
-
-
-def _unreachable() -> str:
-    return f"the Hub at {endpoint()} cannot be reached; check the network, or give a local folder"
-
-
-def _unusable(repo: str) -> str:
-    return f"the Hub at {endpoint()} gave no usable answer about {repo}; try again later"
-
-
-def _busy(repo: str, seconds: float | None) -> HubUnavailable:
-    when = "in a few minutes" if seconds is None else f"in {max(1, round(seconds))} s"
-    return HubUnavailable(f"the Hub asks to slow down ({repo}); try again {when}", wait=seconds, limited=True)
-
-
-def _from_status(response: httpx2.Response, repo: str, revision: str | None) -> BadInput:
-    """Say what an HTTP status without a Hub error code means."""
-    status = response.status_code
-    if status == 401 and "authorization" not in response.request.headers:
-        return HubMissing(_missing(repo))  # to strangers, what is private and what is not there look the same
-    if status == 404 and revision is not None:
-        return HubMissing(f"{repo} or its revision {revision!r} is not on the Hub, or is private; check both")
-    said: dict[int, BadInput] = {
-        401: BadInput(
-            f"the Hub does not accept this token for {repo}; check HF_TOKEN or run 'hf auth login'"
-        ),
-        402: BadInput(f"the Hub asks for a paid plan for {repo}; free storage, or choose another namespace"),
-        403: BadInput(f"this token may not do that with {repo}; use one with the right to"),
-        404: HubMissing(_missing(repo)),
-        409: HubConflict(f"{repo} was changed by somebody else meanwhile; look at it, then try again"),
-        412: HubConflict(f"{repo} moved to another commit meanwhile; look at it, then try again"),
-        413: BadInput(f"the Hub has no room for {repo}; free storage, or choose another namespace"),
-        429: _busy(repo, None),
-        507: BadInput(f"the Hub has no room for {repo}; free storage, or choose another namespace"),
-    }
-    if status in said:
-        return said[status]
-    if status >= 500 or status == 408:
-        return HubUnavailable(f"the Hub failed on {repo} (status {status}); try again later")
-    return BadInput(f"the Hub refuses the request for {repo} (status {status}); check it and try again")

@@ -17,11 +17,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import redis
+from redis.exceptions import LockError
 
 from service.jobs import PREFIX
 from service.watches import Watch
@@ -95,13 +96,14 @@ class WatchStore:
     @contextmanager
     def polling(self, watch_id: str) -> Iterator[bool]:
         """Whether this is the only one that polls the watch now; it is kept so for the block."""
-        key = self._key(watch_id, "lock")
-        mine = bool(self._redis.set(key, "1", nx=True, px=int(LOCK_S * 1000)))
+        lock = self._redis.lock(self._key(watch_id, "lock"), timeout=LOCK_S)
+        mine = bool(lock.acquire(blocking=False))
         try:
             yield mine
         finally:
             if mine:
-                self._redis.delete(key)
+                with suppress(LockError):  # held for longer than it lasts
+                    lock.release()
 
     # what was decided
 

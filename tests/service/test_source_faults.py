@@ -136,6 +136,7 @@ def test_a_wave_of_429_is_waited_out(hub: HubServer, folder: Path, tmp_path: Pat
     for pattern in ("GET /api/models/", "HEAD .*/resolve/", "GET .*/resolve/", "GET /cdn/"):
         hub.fail(pattern, status=429, headers={"Retry-After": "0"}, times=3)
     hub.fail("GET /api/models/", status=429, headers={"RateLimit": '"api";r=0;t=1'})
+    hub.fail("GET /cdn/", status=503, headers={"Retry-After": "0"}, times=2)
     source = resolve("forge/tiny")
     assert read_headers(source).tensors
     assert sorted(p.name for p in fetch(source, tmp_path / "in").iterdir() if p.is_file()) == sorted(
