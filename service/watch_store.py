@@ -3,7 +3,7 @@
 Keys, all under `tricksmith:`
 
     watches            hash    id -> the rule (JSON)
-    watch:ID:state     hash    paused (why), failures, polled, began, resumed, error
+    watch:ID:state     hash    paused (why), until, failures, polled, began, resumed, error
     watch:ID:seen      hash    model -> {commit, files, outcome, reason, job, to, at} (JSON) as last decided
     watch:ID:history   stream  every decision that was new
     watch:ID:day:DATE  string  how many jobs that day (UTC)
@@ -80,9 +80,20 @@ class WatchStore:
     # state
 
     def state(self, watch_id: str) -> dict[str, Any]:
-        """`paused` (why), `error` (of the last poll), `failures`, `polled` and `resumed` (unix seconds)."""
+        """`paused` (why), `until`, `error` (of the last poll), `failures`, `polled`, `began`, `resumed`.
+
+        Times are in unix seconds.
+        """
         found = self._redis.hgetall(self._key(watch_id, "state"))
         return {name: json.loads(text) for name, text in found.items()}
+
+    def paused(self, watch_id: str) -> str | None:
+        """Why the watch rests now; None where it does not (or its rest is over)."""
+        state = self.state(watch_id)
+        if time.time() >= state.get("until", float("inf")):
+            return None
+        why: str | None = state.get("paused")
+        return why
 
     def set_state(self, watch_id: str, **values: Any) -> None:
         """Set what is given; None deletes."""

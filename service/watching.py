@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES = 5
 """So many polls that fail, or jobs that fail, in a row: the watch pauses itself."""
+REST_S = 6 * 3600.0
 BEFORE = "it was there before the watch"
 LOOK_AGAIN_S = 86400.0
 """What speaks against a model at one commit may end (a gate, say): after so long it is looked at again."""
@@ -72,11 +73,11 @@ class Watching:
     def due(self, now: float | None = None) -> list[Watch]:
         """The watches whose time has come."""
         now = time.time() if now is None else now
-        states = ((watch, self._store.state(watch.id)) for watch in self._store.all())
         return [
             watch
-            for watch, state in states
-            if not state.get("paused") and now - state.get("polled", 0) >= watch.every
+            for watch in self._store.all()
+            if self._store.paused(watch.id) is None
+            and now - self._store.state(watch.id).get("polled", 0) >= watch.every
         ]
 
     def poll(self, watch: Watch, *, dry_run: bool = False) -> list[Decision]:
@@ -100,16 +101,18 @@ class Watching:
             try:
                 made = list(self._decide(watch, releases(watch), dry_run=False))
             except BadInput as error:
-                self._failed(watch, str(error))
+                self._failed(watch, error)
                 raise
             self._store.set_state(watch.id, failures=None, error=None, began=True)
+            if "until" in self._store.state(watch.id):  # its rest is over
+                self._store.set_state(watch.id, paused=None, until=None)
             return made
 
     def look(self, model: str) -> list[Decision]:
         """Somebody says that `model` changed: have the watches that mean it decide, after asking the Hub."""
         made: list[Decision] = []
         for watch in self._store.all():
-            if self._store.state(watch.id).get("paused") or not self._means(watch, model):
+            if self._store.paused(watch.id) is not None or not self._means(watch, model):
                 continue
             revision = watch.target.partition("@")[2] or None if watch.kind is Kind.MODEL else None
             with self._store.polling(watch.id) as mine, patience(PATIENCE_S):
@@ -270,11 +273,17 @@ class Watching:
 
     # when things go wrong
 
-    def _failed(self, watch: Watch, reason: str) -> None:
+    def _failed(self, watch: Watch, error: BadInput) -> None:
+        """Count a poll that failed. Where it is the Hub that is away, the watch wakes again by itself."""
         failures = int(self._store.state(watch.id).get("failures", 0)) + 1
-        self._store.set_state(watch.id, failures=failures, error=reason)
-        if failures >= MAX_FAILURES:
-            self._pause(watch, f"{failures} polls in a row failed, the last: {reason}")
+        self._store.set_state(watch.id, failures=failures, error=str(error))
+        if failures < MAX_FAILURES:
+            return
+        why = f"{failures} polls in a row failed, the last: {error}"
+        if isinstance(error, HubUnavailable):
+            self._pause(watch, f"{why}; it is tried again in {REST_S / 3600:g} hours", time.time() + REST_S)
+        else:
+            self._pause(watch, why)
 
     def _pause_for_jobs(self, watch: Watch) -> bool:
         """Pause a watch whose last jobs all failed."""
@@ -293,9 +302,9 @@ class Watching:
             except BadInput:
                 continue
 
-    def _pause(self, watch: Watch, why: str) -> None:
+    def _pause(self, watch: Watch, why: str, until: float | None = None) -> None:
         log.warning("watch %s (%s) is paused: %s", watch.id, watch.name, why)
-        self._store.set_state(watch.id, paused=why)
+        self._store.set_state(watch.id, paused=why, until=until)
 
 
 def _dates_from_before(watch: Watch, release: Release) -> bool:

@@ -63,13 +63,15 @@ def _remove(service: Service, args: argparse.Namespace) -> _Said:
 
 def _pause(service: Service, args: argparse.Namespace) -> _Said:
     former = service.watches.get(args.id)
-    service.watches.set_state(args.id, paused="by hand")
+    service.watches.set_state(args.id, paused="by hand", until=None)
     return _shown(service, former), f"Watch {former.id}: {_line(service, former)}"
 
 
 def _resume(service: Service, args: argparse.Namespace) -> _Said:
     former = service.watches.get(args.id)
-    service.watches.set_state(args.id, paused=None, failures=None, error=None, resumed=time.time())
+    service.watches.set_state(
+        args.id, paused=None, until=None, failures=None, error=None, resumed=time.time()
+    )
     return _shown(service, former), f"Watch {former.id}: {_line(service, former)}"
 
 
@@ -90,11 +92,11 @@ def _run(service: Service, args: argparse.Namespace) -> _Said:
     store = service.watches
     if args.id:
         chosen = [store.get(args.id)]
-        why = store.state(args.id).get("paused")
+        why = store.paused(args.id)
         if why and not args.dry_run:
             raise BadInput(f"watch {args.id} is paused ({why}); tricksmith watch resume {args.id}")
     else:
-        chosen = [one for one in store.all() if not store.state(one.id).get("paused")]
+        chosen = [one for one in store.all() if store.paused(one.id) is None]
     told: list[dict[str, Any]] = []
     lines: list[str] = []
     for one in chosen:
@@ -121,7 +123,8 @@ def _decided(decision: Decision, *, dry: bool) -> str:
 
 def _line(service: Service, watch: Watch) -> str:
     state = service.watches.state(watch.id)
-    rests = f"; paused: {state['paused']}" if state.get("paused") else ""
+    why = service.watches.paused(watch.id)
+    rests = f"; paused: {why}" if why else ""
     failed = f"; the last look failed: {state['error']}" if state.get("error") and not rests else ""
     polled = f"; looked at {ago(time.time() - state['polled'])}" if state.get("polled") else ""
     what = f"{watch.name} → {watch.to}, {', '.join(watch.tricks)}, every {duration(watch.every)}"

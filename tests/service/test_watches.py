@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from service.api import Service
+from service.hub import HubUnavailable
 from service.jobs import State
 from service.limits import Limits
 from service.watches import Kind, Watch, new_watch
@@ -269,6 +270,24 @@ def test_a_watch_that_keeps_failing_pauses_itself(hub: HubServer, running: Servi
         in running.watches.state(made.id)["paused"]
     )
     assert running.watching.due(now=time.time() + 10_000) == []
+
+
+def test_a_hub_that_is_away_lets_its_watches_rest(
+    releases: HubServer, running: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = watch(running, Kind.AUTHOR, "forge")
+    releases.fail("GET /api/models$", status=429, headers={"Retry-After": "9999"}, times=MAX_FAILURES)
+    for _ in range(MAX_FAILURES):
+        with pytest.raises(HubUnavailable, match="slow down"):
+            running.watching.poll(made)
+    why = running.watches.paused(made.id)
+    assert why is not None
+    assert why.endswith("it is tried again in 6 hours")
+    assert running.watching.due(now=time.time() + 10_000) == []
+    running.watches.set_state(made.id, until=time.time())  # six hours later
+    assert running.watching.due(now=time.time() + 10_000) == [made]
+    assert told(running.watching.poll(made))["forge/new"] == "queued"
+    assert "paused" not in running.watches.state(made.id)
 
 
 def test_a_watch_whose_jobs_fail_pauses_itself(hub: HubServer, running: Service, small_llama: Path) -> None:
