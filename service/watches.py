@@ -1,4 +1,5 @@
-"""A watch: a rule that makes jobs from new releases. This module knows the rule; `watching` follows it."""
+"""A watch: a rule that makes jobs from new releases. This module knows the rule; `watching` follows it, `deciding`
+decides."""
 
 from __future__ import annotations
 

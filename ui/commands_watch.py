@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from service.api import Service
+from service.deciding import Decision
 from service.naming import destination
 from service.publish import is_folder
 from service.rights import check_rights
 from service.watches import Kind, Watch, new_watch
-from service.watching import Decision
 from tricks import BadInput
 from ui.answer import answering
 from ui.cli import DONE

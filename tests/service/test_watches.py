@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from service.api import Service
+from service.deciding import BEFORE, Decision, Outcome
 from service.hub import HubUnavailable
 from service.jobs import State
 from service.limits import Limits
 from service.watches import Kind, Watch, new_watch
-from service.watching import BEFORE, MAX_FAILURES, Decision, Outcome
+from service.watching import MAX_FAILURES
 from tests.hub_server import HubServer
 from tricks import BadInput
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from service.api import Service
+from service.deciding import Outcome
 from service.queue import send_look
 from service.settings import Settings
 from service.watches import Kind, new_watch
-from service.watching import Outcome
 from tests.hub_server import HubServer
 from workers.watch_tasks import poll_due
 
