@@ -1,5 +1,4 @@
-"""A watch: a rule that makes jobs from new releases. This module knows the rule; `watching` follows it, `deciding`
-decides."""
+"""A watch: a rule that makes jobs from new releases. `watching` follows it, `deciding` decides."""
 
 from __future__ import annotations
 
