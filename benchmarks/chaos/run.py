@@ -200,7 +200,8 @@ class Chaos:
 
 def table(cells: Sequence[Cell]) -> str:
     """Faults down, stages across: jobs, of which published, and how often the stage itself was struck."""
-    stages = list(dict.fromkeys(cell.stage for cell in cells))
+    known = [*(stage.value for stage in Stage), "submit"]
+    stages = sorted({cell.stage for cell in cells}, key=known.index)
     found = {(cell.fault, cell.stage): cell for cell in cells}
     lines = ["| fault | " + " | ".join(stages) + " |", "|---|" + "---|" * len(stages)]
     for name in dict.fromkeys(cell.fault for cell in cells):
