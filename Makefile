@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service chaos fuzz up screenshots format pins clean
+.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service bench-detect chaos fuzz up screenshots format pins clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-plan: $(READY) ## Measure planning at full published sizes, without weight
 
 coverage: $(READY) ## Try FlashNorm on every language-model type of transformers (about half an hour)
 	@$(BIN)/python -m benchmarks.coverage $(ARGS)
+
+bench-detect: $(READY) ## Plant damage in converted models, and see what verify catches and where it errs
+	@$(BIN)/python -m benchmarks.detect $(ARGS)
 
 screenshots: $(READY) browser ## Take the screenshots of the README anew
 	@$(BIN)/python -m ui.screenshots $(ARGS)

@@ -13,6 +13,7 @@ size.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ from transformers.utils import logging
 from benchmarks.damages import DAMAGES, NotHere, damaged
 from benchmarks.zoo import DENSE, EXPERTS, make
 from evals import Evidence, Verdict, compare
-from tricks import TricksmithError, convert, make_plan, parse_trick, read_checkpoint
+from tricks import BadInput, TricksmithError, convert, make_plan, parse_trick, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "bench-detect"
@@ -40,6 +41,9 @@ TRAINED = ROOT / "models" / "tiny-llama"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 Figures = dict[str, Any]
+REFUSED: Figures = {"verdict": "refused", "failed": [], "size": None, "shares": {}}
+"""A folder that does not load at all is not compared: one line says so, and nothing is published."""
+CAUGHT = (Verdict.DIFFERENT.value, "refused")
 
 
 def main() -> None:
@@ -52,6 +56,8 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     BUILD.mkdir(parents=True, exist_ok=True)
+    # Every comparison collects garbage four times; what was imported need not be searched for it.
+    gc.freeze()
     began = time.monotonic()
     clean = list(_honest(given.clean, given.tokens))
     harmed = list(_damaged(given.tokens))
@@ -109,8 +115,11 @@ def _damaged(tokens: int) -> Iterator[Figures]:
                     spoilt = damaged(source, made, BUILD / "spoilt", damage, strength)
                 except NotHere:
                     break
-                evidence = compare(source, spoilt, tokens=tokens)
-                row = {"model": label, "damage": damage.name, "strength": strength} | _figures(evidence)
+                row = {"model": label, "damage": damage.name, "strength": strength}
+                try:
+                    row |= _figures(compare(source, spoilt, tokens=tokens))
+                except BadInput as error:
+                    row |= REFUSED | {"reasons": [str(error)[:200]]}
                 _say(f"{label}, {damage.name} {strength:g}: size {row['size']}, {row['verdict']}")
                 yield row
 
@@ -148,7 +157,7 @@ def _fresh(folder: Path) -> Path:
 
 def _summary(clean: list[Figures], harmed: list[Figures]) -> Figures:
     alarms = [row for row in clean if row["verdict"] != Verdict.EQUIVALENT]
-    missed = [row for row in harmed if row["verdict"] != Verdict.DIFFERENT]
+    missed = [row for row in harmed if row["verdict"] not in CAUGHT]
     beyond = [row for row in missed if row["size"] is not None and row["size"] > 1]
     checks = sorted({name for row in [*clean, *harmed] for name in row["shares"]})
     return {
@@ -194,7 +203,7 @@ def _draw(harmed: list[Figures]) -> None:
     axes = figure.add_subplot()
     for row in harmed:
         if row["size"]:
-            seen = row["verdict"] == Verdict.DIFFERENT
+            seen = row["verdict"] in CAUGHT
             axes.scatter(
                 row["size"],
                 kinds.index(row["damage"]),

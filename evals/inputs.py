@@ -85,7 +85,9 @@ def _tokens(
         return random_tokens(vocabulary, recipe.tokens), None, (RANDOM_NOTE,)
     origin = "held-out text of the package" if given is None else str(recipe.text)
     text = held_out() if given is None else given
-    return text_tokens(tokenizer, text, recipe.tokens, origin), text, ()
+    # Where a figure of others is to be met, the text is read as they read it.
+    special = recipe.cut != "sliding"
+    return text_tokens(tokenizer, text, recipe.tokens, origin, special), text, ()
 
 
 def _cut(folder: Path, found: Loaded, tokens: Tokens, recipe: Recipe, length: int) -> list[Window]:
@@ -121,7 +123,7 @@ def _decoder_start(found: Loaded) -> int:
 def _spelled(tokenizer: Tokenizer | None, text: str, tokens: Tokens, cut: list[Window]) -> str:
     """The text that the scored tokens spell; the text itself where all of it is scored."""
     assert tokenizer is not None
-    whole = tokenizer(text[: 16 * len(tokens.ids)], add_special_tokens=False, verbose=False)["input_ids"]
-    if len(text) <= 16 * len(tokens.ids) and len(whole) == len(tokens.ids) == scored_tokens(cut):
-        return text
-    return str(tokenizer.decode(torch.cat([window.targets for window in cut]).tolist()))
+    ids = torch.cat([window.targets for window in cut]).tolist()
+    spelled = str(tokenizer.decode(ids, skip_special_tokens=True))
+    whole = len(text) <= 16 * len(tokens.ids) and len(spelled) >= len(text) - 1
+    return text if whole else spelled

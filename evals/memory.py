@@ -28,6 +28,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?", re.IGNORECASE)
 SHARE_KEPT = 8  # of what may be held: this part for the reference's logits,
 SHARE_WORK = 4  # and this part for activations and the temporaries of the comparison
 FREE_SHARE = 0.8  # of what is free is used where no limit is stated
+LEAST = 2**29  # bytes: imports alone take nearly as much
 KEPT_BYTES = 2**30  # the most for the reference's logits, however large the memory
 
 
@@ -92,18 +93,19 @@ def placement(
     when its layer runs (accelerate's disk offload, in the folder `offload` where it needs one).
 
     Raises:
-        BadInput: the limit leaves nothing for weights.
+        BadInput: the limit leaves no room for anything.
     """
+    if limit.cpu is not None and limit.cpu < LEAST:
+        raise BadInput(
+            f"a limit of {limit.cpu:,} bytes holds no more than Python and torch themselves; "
+            "allow 1GiB or more"
+        )
     needed = weight_count(folder) * dtype.itemsize
     cpu = limit.spare("cpu") * (SHARE_WORK - 1) // SHARE_WORK
     gpu = limit.spare(device) * (SHARE_WORK - 1) // SHARE_WORK if device.startswith("cuda") else None
     if needed <= (cpu if gpu is None else gpu):
         return {}
-    if cpu <= 0:
-        raise BadInput(
-            f"a limit of {limit.cpu} bytes is less than this process holds without any model; allow more"
-        )
-    most: dict[int | str, int] = {"cpu": cpu}
+    most: dict[int | str, int] = {"cpu": max(cpu, 0)}
     if gpu is not None:
         most[torch.device(device).index or 0] = gpu
     return {"device_map": "auto", "max_memory": most, "offload_folder": offload}

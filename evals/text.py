@@ -71,7 +71,7 @@ def _table_text(name: str) -> str:
 
     try:
         if kind:
-            table = datasets.load_dataset(kind, data_files={"all": where}, split="all")
+            table = datasets.load_dataset(kind, data_files={"rows": where}, split="rows")
         else:
             table = datasets.load_dataset(where, config or None, split=split or "test")
     except Exception as error:
@@ -84,14 +84,14 @@ def _table_text(name: str) -> str:
     return "\n\n".join(str(row) for row in table[column])
 
 
-def text_tokens(tokenizer: Tokenizer, text: str, limit: int, origin: str) -> Tokens:
-    """The first `limit` tokens of `text`.
+def text_tokens(tokenizer: Tokenizer, text: str, limit: int, origin: str, special: bool = False) -> Tokens:
+    """The first `limit` tokens of `text`; `special` with what the tokenizer puts around a text.
 
     Raises:
         BadInput: the text has fewer than two tokens.
     """
     # Tokenising much more than is used costs minutes on a slow tokenizer; no text has 16 characters a token.
-    ids = tokenizer(text[: 16 * limit], add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(text[: 16 * limit], add_special_tokens=special, verbose=False)["input_ids"]
     if len(ids) < 2:
         raise BadInput(f"the text has {len(ids)} token(s); give a text of at least two tokens")
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

@@ -40,7 +40,7 @@ deaf to the few positions where an expert is chosen otherwise.
 **Jumps.** In a mixture of experts a difference of any size can turn a choice of experts, and the logits jump.
 Such positions carry nearly all of every run's mean, so that two runs' means differ by how many there happened
 to be; and their number grows with the difference, not with its square. Where the mean of the source's own
-noise is more than ten medians, the 90th percentiles are compared instead, with a multiple of 1, the loose
+noise is more than ten medians, the 90th percentiles are compared instead, with a multiple of 2, the loose
 limits hold for medians, and the jumps are held to the limit of a single position.
 
 Above a floor of 0.01 nats per token the first multiple is 1. The argument is one of small errors that add up;
@@ -76,6 +76,7 @@ WIDE_DIVERGENCE = 2 / 3
 WIDE_DIVERGENCE_NOISY = 1.0
 NOISY = 0.01  # nats per token of the floor, from which small-error arguments stop holding
 JUMPS = 10.0  # the mean divergence over the median, from which it tells of jumps
+JUMPING_DIVERGENCE = 2.0
 LOOSE_DIVERGENCE = 4.0
 LARGEST = 2.0
 ROUNDED_DIVERGENCE = 2.0
@@ -163,9 +164,15 @@ def wide_checks(floor: Floor, wide: LogitDifference) -> list[Check]:
     if floor.jumps:
         means = [
             Check(
-                f"90th percentile of KL divergence in {where}", wide.high_divergence, floor.high_divergence
+                f"90th percentile of KL divergence in {where}",
+                wide.high_divergence,
+                JUMPING_DIVERGENCE * floor.high_divergence,
             ),
-            Check(f"90th percentile of RMS logit difference in {where}", wide.high_rms, floor.high_rms),
+            Check(
+                f"90th percentile of RMS logit difference in {where}",
+                wide.high_rms,
+                math.sqrt(JUMPING_DIVERGENCE) * floor.high_rms,
+            ),
         ]
     else:
         means = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -80,6 +81,15 @@ def make_llama(folder: Path, dtype: torch.dtype = torch.bfloat16, vocabulary: in
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def frozen():
+    """Comparisons collect garbage often; what was imported need not be searched for it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """The models are so small that more threads only wait for each other."""
@@ -99,6 +109,17 @@ def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama() -> Path:
     """The trained model that the repo ships."""
     return Path(__file__).parents[2] / "models" / "tiny-llama"
+
+
+@pytest.fixture(scope="session")
+def llama_in_float32(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model stored in float32, for figures that others compute in the storage type."""
+    folder = tmp_path_factory.mktemp("models") / "float32"
+    model = LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    model.save_pretrained(folder)
+    for file in tiny_llama.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
 
 
 @pytest.fixture
