@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def tokenizer_changes(source: Path, converted: Path) -> tuple[list[str], list[st
     else:
         meaning_before, meaning_after = _meaning(before), _meaning(after)
         changed = [part for part in meaning_before if meaning_before[part] != meaning_after[part]]
+        # transformers puts a lost one back from tokenizer_config.json; other readers of the file do not.
+        if not changed and _added(source) != _added(converted):
+            changed = ["added tokens"]
         if changed:
             wrong.append(f"the tokenizer differs from the source's in its {', '.join(changed)} ({names})")
         else:
@@ -79,6 +83,15 @@ def tokenizer_changes(source: Path, converted: Path) -> tuple[list[str], list[st
 
 def _bytes(file: Path) -> bytes | None:
     return file.read_bytes() if file.is_file() else None
+
+
+def _added(folder: Path) -> list[tuple[str, int]] | None:
+    """The added tokens that `tokenizer.json` itself holds; None without such a file."""
+    written = _bytes(folder / "tokenizer.json")
+    if written is None:
+        return None
+    added = json.loads(written).get("added_tokens") or []
+    return sorted((str(token["content"]), int(token["id"])) for token in added)
 
 
 def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -178,3 +178,12 @@ def test_a_tokenizer_that_changed_or_is_gone_is_named(tiny_llama, tmp_path):
     assert load_tokenizer(copy) is None
     wrong, _ = tokenizer_changes(tiny_llama, copy)
     assert "no tokenizer" in wrong[0]
+
+
+def test_an_added_token_lost_from_the_file_is_named_though_transformers_puts_it_back(tiny_llama, tmp_path):
+    copy = shutil.copytree(tiny_llama, tmp_path / "copy")
+    rules = json.loads((copy / "tokenizer.json").read_text())
+    rules["added_tokens"] = rules["added_tokens"][:-1]
+    (copy / "tokenizer.json").write_text(json.dumps(rules))
+    wrong, _ = tokenizer_changes(tiny_llama, copy)
+    assert "tokens" in wrong[0]
