@@ -73,6 +73,15 @@ coverage: $(READY) ## Try FlashNorm on every language-model type of transformers
 bench-detect: $(READY) ## Plant damage in converted models, and see what verify catches and where it errs
 	@$(BIN)/python -m benchmarks.detect $(ARGS)
 
+bench-precompute: $(READY) ## Compute the precompute paper's table from configurations alone
+	@$(BIN)/python -m benchmarks.precompute $(ARGS)
+
+bench-matshrink: $(READY) ## Measure MatShrink's precision, pivoted against naive
+	@$(BIN)/python -m benchmarks.matshrink $(ARGS)
+
+bench-approximate: $(READY) ## Measure what approximate attention loses, with the plot
+	@$(BIN)/python -m benchmarks.approximate $(ARGS)
+
 screenshots: $(READY) browser ## Take the screenshots of the README anew
 	@$(BIN)/python -m ui.screenshots $(ARGS)
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.tricks.small_models import save_model
 from tests.tricks.test_precompute import answers, convert_with, load, tensors
 from tricks import BadInput, convert, make_plan, parse_trick, read_checkpoint
+from tricks.shipped import modeling_skipless as shipped
 from tricks.shipped.modeling_skipless import SkiplessConfig, SkiplessForCausalLM
 from tricks.small import randomise
 
@@ -168,3 +169,14 @@ def test_without_skips_the_experiment_finds_none() -> None:
 def test_a_saved_model_is_found_by_the_auto_classes(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(skipless(tmp_path / "source"))
     assert isinstance(model, SkiplessForCausalLM)
+
+
+def test_the_trained_model_of_this_repo_stays_the_same(tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "models" / "tiny-skipless"
+    code = Path(shipped.__file__)
+    assert (source / code.name).read_bytes() == code.read_bytes(), "copy the code into the model's folder"
+    plan = make_plan(read_checkpoint(source), [parse_trick("skipless")])
+    done = convert(plan, source, tmp_path / "out")
+    assert 1 < done.conditions["absorb.undo"] < 100
+    a, b = answers(source), answers(tmp_path / "out")
+    assert (a - b).abs().max() <= 1e-5 * a.abs().max()

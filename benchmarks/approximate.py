@@ -1,0 +1,148 @@
+"""What approximate attention loses on the trained model of this repo (`make bench-approximate`).
+
+Perplexity and KL divergence against window, polynomial, degree, parts and context length, each beside a
+plain sliding window with sinks of the *same memory*. Writes results/approximate.json and
+docs/images/approximate.png.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models.evaluate import HELDOUT, MODEL
+from tricks.polynomials import coefficients, state_size
+from tricks.shipped import modeling_approximate as shipped
+
+RESULTS = Path(__file__).parent / "results" / "approximate.json"
+PLOT = Path(__file__).parent.parent / "docs" / "images" / "approximate.png"
+TOKENS, SINKS = 512, 4
+HEAD = 32
+
+
+def observed(model: Any, rows: torch.Tensor, window: int) -> tuple[float, float]:
+    """The 1st and 99th percentile of the dot products with tokens older than the window."""
+    found: list[torch.Tensor] = []
+    read = shipped._read
+
+    def keep(q: Any, keys: Any, values: Any, valid: Any, places: Any, new: Any, *rest: Any) -> torch.Tensor:
+        x = q @ keys.transpose(-1, -2)
+        old = (places <= new[:, None] - window) & (places >= SINKS)
+        found.append(x[..., old][..., ::97].flatten())
+        return read(q, keys, values, valid, places, new, *rest)
+
+    shipped._read = keep
+    try:
+        with torch.no_grad():
+            model(input_ids=rows[:1], use_cache=False)
+    finally:
+        shipped._read = read
+    values = torch.cat(found)
+    return values.quantile(0.01).item(), values.quantile(0.99).item()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    ids = torch.tensor(tokenizer(HELDOUT.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"])
+    rows = ids[: 3 * TOKENS].view(3, TOKENS)
+    model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    with torch.no_grad():
+        source = model(input_ids=rows, use_cache=False).logits.log_softmax(-1)
+    options: dict[str, Any] = {"window": 4096, "sinks": SINKS, "parts": 1, "coefficients": []}
+    shipped.install(model, options)
+    low, high = observed(model, rows, 64)
+
+    def measure(**changed: Any) -> tuple[float, float]:
+        options.update({"parts": 1, "coefficients": [], **changed})
+        with torch.no_grad():
+            found = model(input_ids=rows, use_cache=False).logits.log_softmax(-1)
+        kl = (source.exp() * (source - found)).sum(-1)
+        loss = -found[:, :-1].gather(-1, rows[:, 1:, None]).squeeze(-1)
+        return kl, loss
+
+    def summary(pair: tuple[Any, Any], context: int = TOKENS) -> dict[str, float]:
+        kl, loss = pair
+        return {"kl": kl[:, :context].mean().item(), "perplexity": math.exp(loss[:, : context - 1].mean())}
+
+    exact = math.exp(-source[:, :-1].gather(-1, rows[:, 1:, None]).mean())
+    results: list[dict[str, Any]] = []
+    for window in (32, 64, 128):
+        cases = [
+            ("none", 0, 1),
+            ("taylor", 1, 1),
+            ("taylor", 2, 1),
+            ("minimax", 1, 1),
+            ("minimax", 2, 1),
+            ("chebyshev", 2, 1),
+            ("minimax", 1, 2),
+        ]
+        for kind, degree, parts in cases:
+            fit = [] if kind == "none" else coefficients(kind, degree, low, high, parts)
+            sums = state_size(HEAD, degree, parts) if fit else 0
+            # The state's numbers as tokens of a plain cache, whose window may be that much longer.
+            extra = math.ceil(sums * (HEAD + 1) / (2 * HEAD))
+            pair = measure(window=window, parts=parts, coefficients=fit)
+            fair = measure(window=window + extra)
+            for context in (128, 256, TOKENS):
+                results.append(
+                    {
+                        "window": window,
+                        "polynomial": kind,
+                        "degree": degree,
+                        "parts": parts,
+                        "context": context,
+                        "sums per head": sums,
+                        "memory in tokens": window + SINKS + extra,
+                        **summary(pair, context),
+                        "sliding window of the same memory": summary(fair, context),
+                    }
+                )
+            one = results[-1]
+            print(f"{window} {kind} {degree} {parts}: kl {one['kl']:.4f}", flush=True)
+    record = {"observed range": [low, high], "source perplexity": exact, "rows": results}
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    show(record)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the table at the full context and draw the plot."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    whole = [one for one in record["rows"] if one["context"] == TOKENS]
+    print(
+        "| window | polynomial | degree | parts | memory, tokens | KL | perplexity | KL of a plain window |"
+    )
+    print("|---:|---|---:|---:|---:|---:|---:|---:|")
+    for one in whole:
+        fair = one["sliding window of the same memory"]["kl"]
+        print(
+            f"| {one['window']} | {one['polynomial']} | {one['degree']} | {one['parts']} | "
+            f"{one['memory in tokens']} | {one['kl']:.3f} | {one['perplexity']:.1f} | {fair:.4f} |"
+        )
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for kind in ("none", "taylor", "chebyshev", "minimax"):
+        chosen = [one for one in whole if one["polynomial"] == kind]
+        label = "sliding window with sinks" if kind == "none" else f"with {kind} state"
+        axes.scatter(
+            [one["memory in tokens"] for one in chosen], [max(one["kl"], 1e-6) for one in chosen], label=label
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("memory per head, in tokens of a plain cache")
+    axes.set_ylabel("KL divergence, nats per token")
+    axes.set_title("tiny-llama, 512 tokens of held-out text")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(PLOT, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
