@@ -38,6 +38,7 @@ from service.api import Service
 from service.jobs import PREFIX, Job, JobStore, State
 from service.queue import make_app, top_up
 from service.redis_server import running_redis
+from service.registry import Registry
 from service.retention import retire
 from service.settings import Settings
 from tests.hub_models import small_llama
@@ -128,7 +129,12 @@ def workers(settings: Settings, count: int) -> Iterator[None]:
             data.mkdir(exist_ok=True)
             command = [sys.executable, "-m", "workers.main", "worker", "--data", str(data)]
             running.append(subprocess.Popen(command, stdout=log, stderr=log, env=env))
+    registry = Registry(settings.redis_url or "")
     try:
+        pids = {process.pid for process in running}
+        while not pids <= {about.pid for about in registry.workers()}:
+            time.sleep(0.2)
+        registry.close()
         yield
     finally:
         for process in running:
