@@ -15,7 +15,7 @@ from service.api import Service
 from tricks import BadInput
 from ui.door import Door, Rates
 from ui.live import add_live
-from ui.pages import explore, job, jobs
+from ui.pages import api, explore, gallery, job, jobs, watches
 from ui.pages.guard import is_loopback
 from ui.pages.live import Live
 from ui.pages.script import HEAD
@@ -33,6 +33,15 @@ def build(service: Service, *, folders: bool) -> gr.Blocks:
     with app.route("Queue", "/jobs"):
         Navbar(main_page_name=_HOME)
         jobs.build()
+    with app.route("Gallery", "/gallery") as page:
+        Navbar(main_page_name=_HOME)
+        gallery.build(page, service)
+    with app.route("Watches", "/watches") as page:
+        Navbar(main_page_name=_HOME)
+        watches.build(page, service)
+    with app.route("API", "/programs"):
+        Navbar(main_page_name=_HOME)
+        api.build(service, folders=folders)
     with app.route("Job", "/job", show_in_navbar=False) as page:
         Navbar(main_page_name=_HOME)
         job.build(page, service)
@@ -62,7 +71,7 @@ def launch(service: Service, host: str, port: int) -> gr.Blocks:
             theme=THEME,
             css=CSS,
             head=HEAD,
-            footer_links=[],
+            footer_links=["api"],
             ssr_mode=False,
             app_kwargs={"middleware": [Middleware(Door, _rates(service, host))]},
         )

@@ -78,7 +78,7 @@ def plan_view(plan: Plan) -> str:
     return f'<section class="ts-plan">{head}<div class="ts-tiles">{tiles}</div>{proof}{table}</section>'
 
 
-def _name(model_or_place: str) -> str:
+def short_name(model_or_place: str) -> str:
     """A Hub id as it is; of a folder its last two parts, the whole path on pointing at it."""
     if not model_or_place.startswith("/"):
         return breakable(model_or_place)
@@ -107,8 +107,8 @@ def job_head(job: Job) -> str:
         facts.append(f"attempt {job.attempts}")
     told = " · ".join(esc(fact) for fact in facts)
     return (
-        f'<section class="ts-head"><div><h2>{_name(job.model)} <span class="ts-arrow">→</span> '
-        f'{_name(job.to)}</h2><p class="ts-quiet">{told} · submitted {when(job.created)}</p></div>'
+        f'<section class="ts-head"><div><h2>{short_name(job.model)} <span class="ts-arrow">→</span> '
+        f'{short_name(job.to)}</h2><p class="ts-quiet">{told} · submitted {when(job.created)}</p></div>'
         f"{pill(job.state)}</section>"
     )
 
@@ -197,8 +197,9 @@ def jobs_table(jobs: Sequence[Job], everybody: Sequence[Job] = ()) -> str:
     """
     queued = sorted(job.created for job in everybody if job.state is State.QUEUED)
     rows = "".join(
-        f'<tr><td>{pill(job.state)}</td><td><a href="job?id={esc(job.id)}">{_name(job.model)} → '
-        f"{_name(job.to)}</a></td><td>{esc(', '.join(job.tricks))}</td><td>{esc(_standing(job, queued))}</td>"
+        f'<tr><td>{pill(job.state)}</td><td><a href="job?id={esc(job.id)}">{short_name(job.model)} → '
+        f"{short_name(job.to)}</a></td><td>{esc(', '.join(job.tricks))}</td>"
+        f"<td>{esc(_standing(job, queued))}</td>"
         f"<td>{when(job.created)}</td></tr>"
         for job in jobs
     )
