@@ -109,8 +109,8 @@ def layer_bytes(spec: Mapping[str, Any], width: int) -> int:
 
 def table_bytes(layers: list[dict[str, Any]], width: int) -> int:
     """Bytes for a token of the cos and sin that all layers share."""
-    tables = {spec["rope"]["table"]: spec["rope"]["size"] for spec in layers if spec["rope"]}
-    return width * sum(int(size) for size in tables.values())
+    tables = {spec["rope"]["table"]: spec["rope"] for spec in layers if spec["rope"]}
+    return sum(int(rope["size"]) * (max(width, 4) if rope["wide"] else width) for rope in tables.values())
 
 
 def describe(spec: Mapping[str, Any], before: int, after: int) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -116,9 +117,25 @@ def find_attention(subject: Subject) -> list[Attention]:
         kinds = {type(model.get_submodule(one.module)) for one in found}
         all_of_them = {n for n, m in subject.model.named_modules() if type(m) in kinds}
         if {n for n, m in model.named_modules() if type(m) in kinds} == all_of_them:
-            return found
+            return _with_table_types(model, found)
         problem = "a small model of it has other layers"
     raise BadInput(f"{type(subject.model).__name__}: its attention could not be watched ({problem})")
+
+
+def _with_table_types(model: nn.Module, found: list[Attention]) -> list[Attention]:
+    """`found` with, in every rope, whether cos and sin come in float32 where the model runs in 16 bits."""
+    if not any(one.rope for one in found):
+        return found
+    try:
+        half = _watch(model.to(torch.bfloat16), exactly=False)
+    except BadInput:
+        return found
+    return [
+        one
+        if one.rope is None or (seen := half[one.module].tables) is None
+        else replace(one, rope={**one.rope, "wide": seen[0].dtype == torch.float32})
+        for one in found
+    ]
 
 
 # --- watching --------------------------------------------------------------------------------------
@@ -193,7 +210,7 @@ def _eager(module: nn.Module) -> Any:
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
 
 
-def _watch(model: nn.Module) -> dict[str, _Seen]:
+def _watch(model: nn.Module, exactly: bool = True) -> dict[str, _Seen]:
     watcher = _Watcher(model)
     watcher._calls = {}
     handles = []
@@ -228,7 +245,7 @@ def _watch(model: nn.Module) -> dict[str, _Seen]:
                 cache = EncoderDecoderCache(cache, _Recorder(watcher, True))
             watcher.stack.clear()
             try:
-                with torch.no_grad(), float64_arithmetic(), quiet():
+                with torch.no_grad(), float64_arithmetic() if exactly else nullcontext(), quiet():
                     model(**{**inputs, "use_cache": True, "past_key_values": cache})
             except Exception as error:  # noqa: BLE001 - modelling code can fail in any way
                 problem = BadInput(first_line(error))
@@ -418,7 +435,7 @@ def _rope(module: nn.Module, seen: _Seen, norm: dict[str, Any] | None, key: _Key
         raise Refused("it turns its keys by position in its own way, not with the cos and sin it is handed")
     for rope in _ropes(seen.tables[0], seen.keys.shape[-1]):
         if same(rope):
-            return {**rope, "table": id(seen.tables[0])}
+            return {**rope, "table": id(seen.tables[0]), "wide": False}
     raise Refused("how it turns its keys by position is not understood")
 
 

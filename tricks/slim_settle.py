@@ -14,6 +14,7 @@ derived (D) are summed, over three windows in four to fit and over the fourth to
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tricks.edits import Edit, Make
 from tricks.errors import BadInput
 from tricks.families import architecture
 from tricks.inputs import sample_inputs
+from tricks.model import first_line
 from tricks.place import Place
 from tricks.plan import Plan
 from tricks.progress import Report, silent
@@ -277,8 +279,7 @@ def _observe(model: Any, layers: list[_Layer], source: Path, dtype: torch.dtype,
         report("calibration tokens", 0, windows.numel())
         for number, part in enumerate(windows.split(BATCH)):
             state["held"] = number % 4 == 3
-            with torch.no_grad():
-                model(**_inputs(model, part, number))
+            _run(model, part, number)
             report(
                 "calibration tokens",
                 min((number + 1) * BATCH * part.shape[1], windows.numel()),
@@ -313,19 +314,35 @@ def _windows(source: Path, model: Any) -> torch.Tensor:
     return torch.tensor(ids[: count * length]).view(count, length)
 
 
-def _inputs(model: Any, part: torch.Tensor, seed: int) -> dict[str, Any]:
-    """The model's arguments for a batch of windows; what is no text is random."""
-    given = next(iter(sample_inputs(model, seed)))
+def _inputs(model: Any, part: torch.Tensor, seed: int) -> Iterator[dict[str, Any]]:
+    """The model's arguments for a batch of windows, the likeliest first; what is no text is random."""
     device = next(model.parameters()).device
-    made: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in ("input_ids", "decoder_input_ids"):
-            made[name] = part.to(device)
-        elif isinstance(value, torch.Tensor):
-            made[name] = value[torch.arange(len(part)) % len(value)].to(device)
-    if "use_cache" in given:
-        made["use_cache"] = False
-    return made
+    for given in sample_inputs(model, seed):
+        made: dict[str, Any] = {"use_cache": False} if "use_cache" in given else {}
+        for name, value in given.items():
+            if name in ("input_ids", "decoder_input_ids"):
+                made[name] = part.to(device)
+            elif isinstance(value, torch.Tensor):
+                made[name] = value[torch.arange(len(part)) % len(value)].to(device)
+        yield made
+
+
+def _run(model: Any, part: torch.Tensor, seed: int) -> None:
+    """One batch through the model.
+
+    Raises:
+        BadInput: it takes none of the inputs that fit its signature.
+    """
+    problem = "it takes no text"
+    for inputs in _inputs(model, part, seed):
+        try:
+            with torch.no_grad():
+                model(**inputs)
+        except Exception as error:  # noqa: BLE001 - modelling code can fail in any way
+            problem = first_line(error)
+            continue
+        return
+    raise BadInput(f"{type(model).__name__} cannot be run on the calibration text: {problem}")
 
 
 def _summing(layer: _Layer, dtype: torch.dtype, state: dict[str, bool]) -> Any:
