@@ -54,6 +54,7 @@ from tricks import (
     Trick,
     convert,
     make_plan,
+    overview,
     parse_trick,
     silent,
     stated_budget,
@@ -96,13 +97,14 @@ class Service:
     # -- here and now ------------------------------------------------------------------------------
 
     def plan(self, model: str, tricks: Sequence[str] = ()) -> Plan:
-        """Plan `tricks` (every known one, where none is given) for a folder or Hub model.
+        """Plan `tricks` for a folder or Hub model; where none is given, look at every known one by itself.
 
         Raises:
             BadInput: no such model, trick or option, or a model that cannot be planned.
         """
         recipe = _recipe(tricks or list(TRICKS))
-        return make_plan(read_headers(resolve(model)), recipe)
+        checkpoint = read_headers(resolve(model))
+        return make_plan(checkpoint, recipe) if tricks else overview(checkpoint, recipe)
 
     def convert(
         self, model: str, out: Path, tricks: Sequence[str], report: Report = silent
@@ -224,7 +226,7 @@ class Service:
         Raises:
             BadInput: as `plan`.
         """
-        return preflight(model, _recipe(tricks or list(TRICKS)), self.settings.work, token)
+        return preflight(model, _recipe(tricks) if tricks else (), self.settings.work, token)
 
     def explore(self, model: str, token: str | bool | None = None) -> Explored:
         """A model's figures and every trick looked at on its own, nothing proven yet.

@@ -17,7 +17,7 @@ from service.headers import read_headers
 from service.hub import HubUnavailable
 from service.licences import forbids_derivatives
 from service.source import Source, resolve
-from tricks import Checkpoint, Plan, Trick, make_plan
+from tricks import TRICKS, Checkpoint, Plan, Trick, make_plan, overview
 
 WIDE = 4  # bytes per weight in the wider dtype in which two models are compared
 
@@ -60,15 +60,17 @@ class Preflight:
 def preflight(model: str, recipe: Sequence[Trick], work: Path, token: str | bool | None = None) -> Preflight:
     """Look at `model` from its metadata and headers alone; `work` is where the work would be done.
 
+    Without a recipe every trick is looked at by itself.
+
     Raises:
         BadInput: it cannot be converted at all: missing, gated without access, disabled, unsafe, no plan.
     """
     source = resolve(model, token)
     checkpoint = read_headers(source, token)
-    plan = make_plan(checkpoint, recipe)
+    plan = make_plan(checkpoint, recipe) if recipe else overview(checkpoint, [Trick(name) for name in TRICKS])
     warnings = _warnings(source)
     try:
-        converted = converted_by(source, [str(trick) for trick in recipe], token=token)
+        converted = converted_by(source, [str(trick) for trick in recipe], token=token) if recipe else None
     except HubUnavailable as error:
         converted = None
         warnings.append(f"whether somebody converted it already is not known: {error}")

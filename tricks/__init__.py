@@ -10,7 +10,7 @@ from tricks.planning import make_plan
 from tricks.progress import Report, silent
 from tricks.recipe import TRICKS, Trick, parse_trick, stated_budget
 from tricks.sketch import Part
-from tricks.survey import Look, survey
+from tricks.survey import Look, overview, survey
 
 __all__ = [
     "TRICKS",
@@ -31,6 +31,7 @@ __all__ = [
     "convert",
     "files_of",
     "make_plan",
+    "overview",
     "parse_trick",
     "read_checkpoint",
     "silent",

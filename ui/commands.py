@@ -14,7 +14,7 @@ from service.jobs import Job, State
 from service.licences import forbids_derivatives
 from service.settings import Settings
 from service.source import Source
-from tricks import TRICKS, BadInput, Plan
+from tricks import BadInput, Plan
 from ui.answer import answering
 from ui.cli import BAD, DONE, NO
 from ui.commands_made import inspect, reproduce
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # evals brings torch
 def plan(args: argparse.Namespace) -> int:
     """Show a plan, and what else can be known before any weight is downloaded."""
     with answering(args.json) as answer:
-        seen = Service(Settings.from_env()).preflight(args.model, args.trick or sorted(TRICKS))
+        seen = Service(Settings.from_env()).preflight(args.model, args.trick)
         if args.json:
             answer(seen.plan.to_json() | {"preflight": seen.to_json()})
         else:

@@ -143,6 +143,8 @@ def savings_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def proof_line(plan: Plan) -> str:
     """What the plan's own proof showed, in words."""
+    if not plan.fits:
+        return "nothing to prove"
     if plan.proof is None:
         return "not proven yet: the plan's own proof did not run"
     return (
