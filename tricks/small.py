@@ -27,6 +27,8 @@ _NO_WIDTH = re.compile(
 )
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts")
+_SECTIONS = "mrope_section"
+"""How many rotary frequencies each axis of a position has: widths that stand among the rotary options."""
 _NOT_CONFIGS = re.compile(r"rope|id2label|label2id|quantization|task_specific")
 _REACH = re.compile(r"chunk_size$|sliding_window$")
 _MOST_KINDS = 8
@@ -45,7 +47,7 @@ def shrunk(blueprint: Blueprint) -> Iterator[Blueprint]:
     power = divisor & -divisor
     deepest = max((_depth(part) for part in _parts(fields)), default=1)
     some_experts = any(part.get(key) for part in _parts(fields) for key in _EXPERTS)
-    for depth in dict.fromkeys(min(depth, deepest) for depth in (4, 8, deepest)):
+    for depth in dict.fromkeys(min(depth, deepest) for depth in (4, 2, 8, deepest)):
         for experts in (_FEW_EXPERTS, None) if some_experts else (None,):
             for step in _steps(power):
                 small = _shrunk(fields, step, depth, experts)
@@ -69,7 +71,7 @@ def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A configuration and the configurations inside it."""
     yield fields
     for key, value in fields.items():
-        if isinstance(value, dict) and not _NOT_CONFIGS.search(key):
+        if _is_config(key, value):
             yield from _parts(value)
 
 
@@ -81,7 +83,10 @@ def _depth(fields: dict[str, Any]) -> int:
 def _widths(fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """The names and values of one configuration's widths, those of the configurations inside it left out."""
     for key, value in fields.items():
-        if _NO_WIDTH.search(key) or not _WIDTH.search(key):
+        sections = value.get(_SECTIONS) if isinstance(value, dict) else None
+        for entry in sections if isinstance(sections, list) else []:
+            yield _SECTIONS, entry
+        if not isinstance(key, str) or _NO_WIDTH.search(key) or not _WIDTH.search(key):
             continue
         for entry in value if isinstance(value, list) else [value]:
             if isinstance(entry, int) and not isinstance(entry, bool) and entry > 1:
@@ -100,9 +105,10 @@ def _shrunk(fields: dict[str, Any], divisor: int, depth: int, experts: int | Non
                 for layer, part in value.items()
                 if int(layer) in places
             }
-        elif isinstance(value, dict):
-            nested = not _NOT_CONFIGS.search(key)
-            small[key] = _shrunk(value, divisor, depth, experts) if nested else copy.deepcopy(value)
+        elif _is_config(key, value):
+            small[key] = _shrunk(value, divisor, depth, experts)
+        elif isinstance(value, dict) and _SECTIONS in value:
+            small[key] = {**value, _SECTIONS: _divided(value[_SECTIONS], divisor)}
         elif key in _LAYERS and isinstance(value, int):
             small[key] = min(value, len(chosen))
         elif key in _EXPERTS and isinstance(value, int) and experts is not None:
@@ -136,6 +142,12 @@ def _chosen_layers(fields: dict[str, Any], depth: int) -> list[int]:
 def _per_layer(value: Any, fields: dict[str, Any]) -> bool:
     """Whether a field of a configuration lists something for each layer."""
     return isinstance(value, list) and len(value) == _depth(fields) and len(value) > 1
+
+
+def _is_config(key: Any, value: Any) -> bool:
+    """Whether a field holds a configuration of a part of the model."""
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    return named and isinstance(key, str) and not _NOT_CONFIGS.search(key)
 
 
 def _by_layer(value: Any) -> bool:
