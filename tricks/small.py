@@ -7,6 +7,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -25,10 +26,18 @@ _WIDTH = re.compile(
 _NO_WIDTH = re.compile(
     r"vocab|num_|kernel|chunk|patch|image|window|conv|position|_id$|_factor|multiple|layers|n_heads|multiplier"
 )
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+_LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "depth",
+)
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts")
 _SECTIONS = "mrope_section"
-"""How many rotary frequencies each axis of a position has: widths that stand among the rotary options."""
+"""How many rotary frequencies each axis of a position has: they sum to half the width of a head."""
 _NOT_CONFIGS = re.compile(r"rope|id2label|label2id|quantization|task_specific")
 _REACH = re.compile(r"chunk_size$|sliding_window$")
 _MOST_KINDS = 8
@@ -83,9 +92,6 @@ def _depth(fields: dict[str, Any]) -> int:
 def _widths(fields: dict[str, Any]) -> Iterator[tuple[str, int]]:
     """The names and values of one configuration's widths, those of the configurations inside it left out."""
     for key, value in fields.items():
-        sections = value.get(_SECTIONS) if isinstance(value, dict) else None
-        for entry in sections if isinstance(sections, list) else []:
-            yield _SECTIONS, entry
         if not isinstance(key, str) or _NO_WIDTH.search(key) or not _WIDTH.search(key):
             continue
         for entry in value if isinstance(value, list) else [value]:
@@ -107,8 +113,9 @@ def _shrunk(fields: dict[str, Any], divisor: int, depth: int, experts: int | Non
             }
         elif _is_config(key, value):
             small[key] = _shrunk(value, divisor, depth, experts)
-        elif isinstance(value, dict) and _SECTIONS in value:
-            small[key] = {**value, _SECTIONS: _divided(value[_SECTIONS], divisor)}
+        elif isinstance(value, dict) and isinstance(value.get(_SECTIONS), list):
+            ends = [end // divisor for end in accumulate(value[_SECTIONS])]
+            small[key] = {**value, _SECTIONS: [end - start for start, end in pairwise([0, *ends])]}
         elif key in _LAYERS and isinstance(value, int):
             small[key] = min(value, len(chosen))
         elif key in _EXPERTS and isinstance(value, int) and experts is not None:
