@@ -65,13 +65,13 @@ def convert(
     planned = plan
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}.partial"
-    scratch = partial.with_suffix(".scratch")
+    scratch = partial.with_name(f"{partial.stem}.scratch.partial")
     try:
         partial.mkdir()
-        scratch.mkdir()
         if settling and "slim" in plan.parts:
             from tricks.slim_settle import settle  # late: it needs tokenizers, which no other trick does
 
+            scratch.mkdir()
             plan = settle(plan, source, scratch, report)
         work = Editor(source, checkpoint, plan.edits)
         files = _write(work, plan, source, partial, report)

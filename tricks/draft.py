@@ -22,6 +22,7 @@ from tricks.skipless import plan_skipless
 from tricks.slim import plan_slim
 from tricks.subject import Draft, Subject
 from tricks.tally import check_tensors
+from tricks.turns import one_at_a_time
 
 PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
     "skipless": plan_skipless,
@@ -39,6 +40,7 @@ def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
     return draft_on(subject_of(checkpoint), tricks)
 
 
+@one_at_a_time
 def subject_of(checkpoint: Checkpoint) -> Subject:
     """What tricks are asked about: the model's class without weights, and its wiring."""
     blueprint = read_config(checkpoint.config, checkpoint.name)
@@ -48,6 +50,7 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
     return Subject(model, wiring, checkpoint, blueprint.config, unloaded, blueprint.architecture)
 
 
+@one_at_a_time
 def draft_on(subject: Subject, tricks: Sequence[Trick]) -> Plan:
     """`draft_plan` on a subject, which stays as it was."""
     subject = replace(subject, claims={})

@@ -29,11 +29,13 @@ from tricks.model import Blueprint, build, first_line, read_config, spread_exper
 from tricks.plan import Plan
 from tricks.quiet import quiet
 from tricks.small import affordable, randomise, shrunk
+from tricks.turns import one_at_a_time
 
 LIMIT = 1e-9
 """Largest allowed relative difference of the logits in float64."""
 
 
+@one_at_a_time
 def prove(plan: Plan, config: dict[str, Any]) -> Plan:
     """`plan` with its proof.
 

@@ -18,7 +18,7 @@ SAMPLE = {
         "deepseek_v2": 17,
         "ernie4_5_moe": 8,
         "falcon_h1": 9,
-        "gemma4": 50,
+        "gemma4": 8,
         "gpt_oss": 9,
         "longcat_flash": 25,
         "phimoe": 5,

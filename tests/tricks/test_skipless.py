@@ -118,9 +118,8 @@ def test_shared_heads_cannot_lose_k_or_v(tmp_path: Path) -> None:
 
 def test_merged_twice_is_refused(tmp_path: Path) -> None:
     _, out = convert_with(skipless(tmp_path / "source"), "skipless")
-    plan = make_plan(read_checkpoint(out), [parse_trick("skipless")])
-    assert not plan.fits
-    assert "already" in plan.places[0].detail
+    with pytest.raises(BadInput, match="is a converted model"):
+        make_plan(read_checkpoint(out), [parse_trick("skipless")])
 
 
 def test_a_singular_matrix_is_one_line_that_names_it(tmp_path: Path) -> None:
