@@ -340,7 +340,7 @@ def _settings(
 ) -> dict[str, Any]:
     inputs, meter, device = reference.inputs, reference.meter, run.wide.device
     return {
-        "recipe": dataclasses.asdict(recipe) | {"tasks": list(recipe.tasks)},
+        "recipe": recipe.to_json(),
         "kind": run.kind.value,
         "tokens": inputs.scored,
         "text": inputs.tokens.origin,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from evals.precision import WIDER, storage_dtype, weight_count
-from evals.recipe import Recipe
+from evals.recipe import Recipe, change
 
 PASSES = 2.2
 OVERLAP = 4 / 3  # tokens read for each token scored, with sliding windows
@@ -22,17 +22,25 @@ LOADING = 3.0  # seconds of four loads of a small model and of the imports that 
 def estimate_seconds(
     source: Path, recipe: Recipe, tasks: Sequence[str] = (), device: str | None = None
 ) -> float:
-    """Two operations for each weight and token, at the speed of a matrix product measured now (0.1 s).
+    """As `estimate_for`, for the model in the folder `source`; `tasks` instead of the recipe's.
 
-    An upper bound for mixtures of experts, which use a part of their weights.
+    Raises:
+        BadInput: not a folder with weights.
+    """
+    recipe = change(recipe, {"tasks": list(tasks) or None})
+    return estimate_for(weight_count(source), storage_dtype(source), recipe, device)
+
+
+def estimate_for(weights: int, storage: torch.dtype, recipe: Recipe, device: str | None = None) -> float:
+    """Seconds: two operations for each weight and token, at the speed of a matrix product measured now.
+
+    An upper bound for mixtures of experts, which use a part of their weights. The measurement takes 0.1 s.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    storage = storage_dtype(source)
-    weights = weight_count(source)
-    named = tasks or recipe.tasks
     share = 1.0 if recipe.limit is None else min(1.0, recipe.limit / 200)
-    seconds = recipe.tokens * OVERLAP * PASSES * 2 * weights / _speed(WIDER[storage], device)
-    seconds += 2 * len(named) * TASK_TOKENS * share * 2 * weights / _speed(storage, device)
+    wider = WIDER.get(storage, torch.float64)
+    seconds = recipe.tokens * OVERLAP * PASSES * 2 * weights / _speed(wider, device)
+    seconds += 2 * len(recipe.tasks) * TASK_TOKENS * share * 2 * weights / _speed(storage, device)
     return LOADING + seconds
 
 

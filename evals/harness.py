@@ -26,6 +26,7 @@ from evals.passes import out_of_memory
 from evals.precision import dtype_name
 from evals.recipe import Recipe
 from evals.tasks import Run, TaskResult, pair
+from evals.text import load_text
 from evals.tokenizer import load_tokenizer
 from evals.verdict import Check
 from tricks import BadInput, Report, TricksmithError
@@ -67,6 +68,17 @@ def load_tasks(recipe: Recipe) -> Suite | None:
                     )
             found |= _load(manager, name)
     return Suite(found)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """See that the recipe's text and tasks are within reach, before anything is downloaded or converted.
+
+    Raises:
+        BadInput: they are not.
+    """
+    if recipe.text is not None:
+        load_text(recipe.text)
+    load_tasks(recipe)
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:

@@ -45,9 +45,13 @@ class MemoryLimit:
             free, _ = torch.cuda.mem_get_info(device)
             allocated = torch.cuda.memory_allocated(device)
             return int(free * FREE_SHARE) if self.gpu is None else self.gpu - allocated
-        if self.cpu is None:
-            return int(psutil.virtual_memory().available * FREE_SHARE)
-        return self.cpu - int(psutil.Process().memory_info().rss)
+        free = int(psutil.virtual_memory().available * FREE_SHARE)
+        return free if self.cpu is None else min(free, self.cpu - int(psutil.Process().memory_info().rss))
+
+    def within(self, cpu: int) -> MemoryLimit:
+        """This limit under one of `cpu` bytes that whoever runs this process holds it to."""
+        most = cpu if self.cpu is None else min(cpu, self.cpu)
+        return MemoryLimit(max(most, LEAST), self.gpu)
 
     def kept(self) -> int:
         """Bytes for the logits that the converted model's are compared with."""

@@ -42,6 +42,10 @@ class Recipe:
     margin: float = 0.02
     loss_margin: float = 0.01
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; `change(Recipe(), ...)` reads them back."""
+        return dataclasses.asdict(self) | {"tasks": list(self.tasks)}
+
     def __post_init__(self) -> None:
         for name, least in (("tokens", 2), ("window", 4), ("batch", 1)):
             if getattr(self, name) < least:
@@ -79,6 +83,14 @@ RECIPES = {
 }
 
 
+ABOUT = {
+    "quick": "perplexity, logits and greedy generation on 4,096 tokens: minutes on a CPU",
+    "standard": "four times the text, and five tasks that need no network: what a careful publisher wants",
+    "full": "WikiText-2, and the usual benchmarks beside: hours, and data from the Hub",
+}
+"""What each recipe is for, in one line."""
+
+
 def load_recipe(name: str) -> Recipe:
     """`quick`, `standard`, `full`, or a YAML file whose entries are the fields of `Recipe`.
 
@@ -93,16 +105,29 @@ def load_recipe(name: str) -> Recipe:
     if not path.is_file():
         raise BadInput(f"no recipe {name!r}; known: {', '.join(RECIPES)}, or give a YAML file")
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        line = next(iter(str(error).splitlines()), "")
-        raise BadInput(f"{name} cannot be read as YAML ({line}); mend it") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{name} cannot be read as text ({error}); give a YAML file") from error
+    return parse_recipe(text, path.stem)
+
+
+def parse_recipe(text: str, name: str = "own") -> Recipe:
+    """The recipe that the content of a YAML file describes (see `load_recipe`).
+
+    Raises:
+        BadInput: it describes none.
+    """
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise BadInput(f"the recipe {name} cannot be read as YAML ({line}); mend it") from error
     if not isinstance(entries, dict):
         raise BadInput(f"{name} is no recipe; write lines like `tokens: 8192`")
     base = RECIPES.get(str(entries.pop("base", "quick")))
     if base is None:
-        raise BadInput(f"{name} has an unknown base; known: {', '.join(RECIPES)}")
-    return change(dataclasses.replace(base, name=path.stem), entries)
+        raise BadInput(f"the recipe {name} has an unknown base; known: {', '.join(RECIPES)}")
+    return change(dataclasses.replace(base, name=name), entries)
 
 
 def change(recipe: Recipe, entries: dict[str, Any]) -> Recipe:

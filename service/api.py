@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from service.card import render_card
 from service.disk import disk_errors
 from service.events import Event
+from service.evidence_request import EvidenceRequest, is_default, seconds_for
 from service.explore import Explored, explore
 from service.fetch import check_space, fetch
 from service.headers import read_headers
@@ -190,7 +191,7 @@ class Service:
                 tasks=tasks,
                 device=device,
                 memory=memory,
-                cache=self.settings.data / "task-results",
+                cache=self.settings.task_results,
                 report=report,
             )
             if ours.folder is not None and manifest is not None and _is_source_of(folder, manifest):
@@ -255,12 +256,15 @@ class Service:
         grant: Grant | None = None,
         user: str | None = None,
         schedule: bool = False,
+        evidence: EvidenceRequest | None = None,
     ) -> Job:
         """Queue a conversion, or find the job that does the same already.
 
         Without `to` it goes to a new repo of the token's user, named after its source.
 
         Args:
+            evidence: how much is measured before it may be published; `quick` where nothing is said. The
+                job's `evidence_asked` keeps it, with `seconds`, about how long it takes on this machine.
             grant: a visitor's sign-in: it is this token that the job uses, and no other.
             user: who asks, where no `grant` says so; jobs of different users take turns, and limits count
                 for each. None for whoever runs this installation.
@@ -284,6 +288,7 @@ class Service:
         to = check_destination(to, token, pr, source)
         check_visibility(source, to, private)
         self.settings.limits.check_model(source.model, source.size_bytes)
+        asked = None if evidence is None else evidence.settled()
         store, app = self._connect()
         job_id = new_id()
         if grant is not None:
@@ -296,10 +301,21 @@ class Service:
             pr=pr,
             private=private,
             source=source.to_json(),
-            key=request_key(source.key, names, to, pr=pr, private=private, user=mine),
+            key=request_key(
+                source.key,
+                names,
+                to,
+                pr=pr,
+                private=private,
+                user=mine,
+                evidence=None if is_default(asked) else asked,
+            ),
             user=_user(user),
             operator_token=grant is None,
             lane=self._lane(source, schedule),
+            evidence_asked=None
+            if asked is None
+            else asked | {"seconds": round(seconds_for(asked, source), 1)},
             limits=self.settings.limits,
             job_id=job_id,
         )
@@ -308,6 +324,27 @@ class Service:
         elif grant is not None:
             self._vault.forget(job_id)
         return job
+
+    @staticmethod
+    def recipes() -> dict[str, str]:
+        """The recipes of evidence by name, each with what it is for in one line: what a page offers.
+
+        The name goes into `EvidenceRequest(recipe=...)` and that into `submit` and `estimate`; a page that
+        takes a recipe of the user's own passes the YAML text in its place.
+        """
+        from evals import ABOUT
+
+        return dict(ABOUT)
+
+    def estimate(
+        self, model: str, evidence: EvidenceRequest | None = None, token: str | bool | None = None
+    ) -> float:
+        """About how many seconds the evidence would take on this machine; no weight is read.
+
+        Raises:
+            BadInput: no such model, or evidence that cannot be asked for.
+        """
+        return seconds_for((evidence or EvidenceRequest()).settled(), resolve(model, token))
 
     def _lane(self, source: Source, schedule: bool) -> str:
         size, settings = source.size_bytes, self.settings

@@ -125,6 +125,8 @@ class Job:
     """Bytes of the source."""
     cause: str | None = None
     """Of a failed job: what kind of thing went wrong, one of few words; `reason` says it in full."""
+    evidence_asked: dict[str, Any] | None = None
+    """What it measures: `recipe` (every entry), `max_memory`, `seconds` (an estimate); None: `quick`."""
     lost: int = 0
     """How many attempts ended with their worker's silence."""
     worker: str | None = None
@@ -160,10 +162,21 @@ def no_job(job_id: str) -> BadInput:
 
 
 def request_key(
-    identity: str, tricks: Sequence[str], to: str, *, pr: bool, private: bool, user: str | None = None
+    identity: str,
+    tricks: Sequence[str],
+    to: str,
+    *,
+    pr: bool,
+    private: bool,
+    user: str | None = None,
+    evidence: Mapping[str, Any] | None = None,
 ) -> str:
-    """What two requests share when they ask for the same: source at one commit, recipe, destination."""
-    text = json.dumps([identity, list(tricks), to, pr, private, *([user] if user else [])])
+    """What two requests share when they ask for the same: source at one commit, recipe, destination.
+
+    `evidence` is what is to be measured, where that is not what is measured unasked.
+    """
+    more = [*([user] if user else []), *([dict(evidence)] if evidence else [])]
+    text = json.dumps([identity, list(tricks), to, pr, private, *more])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -309,6 +322,7 @@ class JobStore:
         user: str | None = None,
         operator_token: bool = False,
         lane: str = lane(),
+        evidence_asked: dict[str, Any] | None = None,
         limits: Limits | None = None,
         job_id: str | None = None,
     ) -> tuple[Job, bool]:
@@ -336,6 +350,7 @@ class JobStore:
             operator_token=operator_token,
             lane=lane,
             size=int(source.get("size_bytes") or 0),
+            evidence_asked=evidence_asked,
         )
         answer = self._ask(
             self._create,

@@ -70,6 +70,11 @@ class Settings:
         return self.data / "sources"
 
     @property
+    def task_results(self) -> Path:
+        """The folder that holds the sources' answers to tasks, so that each source is asked once."""
+        return self.data / "task-results"
+
+    @property
     def gpu_locks(self) -> Path:
         """The folder with one lock file per GPU of this host."""
         return self.data / "gpus"

@@ -57,19 +57,14 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("model", metavar="MODEL", help=_MODEL)
     convert.add_argument("out", metavar="OUT", help="the folder to write; must not exist")
     convert.add_argument("--trick", action="append", required=True, metavar="T", help=_TRICK)
+    convert.add_argument(
+        "--recipe", metavar="R", help="verify it too, right away: quick, standard, full, or a YAML file"
+    )
 
     verify = add("verify", "compare a source and a converted model; exit 1 when they differ")
     verify.add_argument("source", metavar="SOURCE", help=_MODEL)
     verify.add_argument("converted", metavar="CONVERTED", help="the folder of the converted model")
-    verify.add_argument(
-        "--task", action="append", default=[], metavar="NAME", help="an lm-eval task to run too"
-    )
-    verify.add_argument(
-        "--recipe", default="quick", metavar="R", help="quick (default), standard, full, or a YAML file"
-    )
-    verify.add_argument(
-        "--text", metavar="TEXT", help="a text file, a table (FILE#COLUMN) or data set, or wikitext-2"
-    )
+    _add_evidence(verify)
     verify.add_argument("--tokens", type=_positive, metavar="N", help="how many tokens of the text to score")
     verify.add_argument("--window", type=_positive, metavar="N", help="tokens of a window, at most")
     verify.add_argument("--cut", metavar="HOW", help="sliding (default), rolling (as lm-eval) or chunks")
@@ -92,9 +87,6 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)"
     )
-    verify.add_argument(
-        "--max-memory", metavar="SIZE", help="the most memory to hold: 8GiB, or cuda=20GiB,cpu=8GiB"
-    )
     verify.add_argument("--report", metavar="FILE", help="write a page that stands alone, with pictures")
 
     submit = add("submit", "queue a job: convert, verify, publish")
@@ -107,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     )
     submit.add_argument("--pr", action="store_true", help="open a pull request instead of committing")
     submit.add_argument("--private", action="store_true", help="make the Hub repo private")
+    _add_evidence(submit)
     submit.add_argument(
         "--wait", action="store_true", help="stay until the job has finished, and show its progress"
     )
@@ -146,6 +139,22 @@ def parser() -> argparse.ArgumentParser:
         "--queue", action="append", default=[], choices=("cpu", "gpu"), help="cpu or gpu; both if none"
     )
     return top
+
+
+def _add_evidence(command: argparse.ArgumentParser) -> None:
+    """What is measured, for commands here and for jobs alike."""
+    command.add_argument(
+        "--recipe", default="quick", metavar="R", help="quick (default), standard, full, or a YAML file"
+    )
+    command.add_argument(
+        "--task", action="append", default=[], metavar="NAME", help="an lm-eval task, instead of the recipe's"
+    )
+    command.add_argument(
+        "--text", metavar="TEXT", help="a text file, a table (FILE#COLUMN) or data set, or wikitext-2"
+    )
+    command.add_argument(
+        "--max-memory", metavar="SIZE", help="the most memory to hold: 8GiB, or cuda=20GiB,cpu=8GiB"
+    )
 
 
 def _positive(text: str) -> int:

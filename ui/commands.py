@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.api import Service
 from service.jobs import Job, State
@@ -26,7 +26,7 @@ from ui.stack import has_workers, processes, queue_service
 from ui.text import ago, count, duration, evidence_text, group_places, one_line, proof_line, savings_rows
 
 if TYPE_CHECKING:  # evals brings torch
-    from evals import Evidence
+    from evals import Evidence, Recipe
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -41,10 +41,11 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert in this process."""
+    """Convert in this process; with --recipe verify too."""
     progress = Progress(sys.stderr)
     with answering(args.json) as answer:
         out = Path(args.out)
+        recipe = None if args.recipe is None else _recipe(args.recipe)
         try:
             made, conversion = Service(Settings.from_env()).convert(
                 args.model, out, args.trick, progress.within("convert")
@@ -53,53 +54,73 @@ def convert(args: argparse.Namespace) -> int:
             progress.end("✕")
             raise
         progress.end()
+        evidence = None if recipe is None else _measure(args.model, str(out), recipe=recipe)
         if args.json:
             moved = {"bytes_read": conversion.bytes_read, "bytes_written": conversion.bytes_written}
-            answer({"out": str(out), "plan": made.to_json(), "files": conversion.files, **moved})
+            measured = {} if evidence is None else {"evidence": evidence.to_json()}
+            answer({"out": str(out), "plan": made.to_json(), "files": conversion.files, **moved, **measured})
         else:
             fitting = sum(place.fits for place in made.places)
             answer(
                 f"{count(fitting, 'place')} changed, {count(len(conversion.files), 'file')} written to {out}"
             )
-            answer(f"Not verified yet: tricksmith verify {one_line(args.model)} {one_line(str(out))}")
-    return DONE
+            again = f"Not verified yet: tricksmith verify {one_line(args.model)} {one_line(str(out))}"
+            answer(again if evidence is None else evidence_text(evidence))
+    return DONE if evidence is None or evidence.verdict.publishable else NO
+
+
+def _recipe(name: str) -> Recipe:
+    from evals import load_recipe
+
+    return load_recipe(name)
 
 
 def verify(args: argparse.Namespace) -> int:
     """Compare two models."""
     from ui.verifying import evidence_options, write_report
 
-    progress = Progress(sys.stderr)
     with answering(args.json) as answer:
-        options = evidence_options(args)
-        try:
-            evidence = Service(Settings.from_env()).verify(
-                args.source,
-                args.converted,
-                args.task,
-                progress.within("verify"),
-                **options,
-                begin=lambda seconds: note(f"about {duration(seconds)} on this machine"),
-            )
-        except BaseException:
-            progress.end("✕")
-            raise
-        progress.end()
+        evidence = _measure(args.source, args.converted, args.task, **evidence_options(args))
         answer(evidence.to_json() if args.json else evidence_text(evidence))
         if args.report:
             write_report(evidence, Path(args.report), args.source, args.converted)
     return DONE if evidence.verdict.publishable else NO
 
 
+def _measure(source: str, converted: str, tasks: Sequence[str] = (), **options: Any) -> Evidence:
+    progress = Progress(sys.stderr)
+    try:
+        evidence = Service(Settings.from_env()).verify(
+            source,
+            converted,
+            tasks,
+            progress.within("verify"),
+            **options,
+            begin=lambda seconds: note(f"about {duration(seconds)} on this machine"),
+        )
+    except BaseException:
+        progress.end("✕")
+        raise
+    progress.end()
+    return evidence
+
+
 def submit(args: argparse.Namespace) -> int:
     """Queue a job, and with --wait follow it to its end."""
+    from ui.verifying import evidence_request
+
     with answering(args.json) as answer, queue_service() as (service, settings):
         served = has_workers(settings)
         if not served and not args.wait:
             raise BadInput(
                 "no worker is running; start `tricksmith serve` in another terminal, or add --wait"
             )
-        job = service.submit(args.model, args.trick, args.to, pr=args.pr, private=args.private)
+        asked = evidence_request(args)
+        job = service.submit(
+            args.model, args.trick, args.to, pr=args.pr, private=args.private, evidence=asked
+        )
+        if job.evidence_asked is not None:
+            note(f"the evidence takes about {duration(job.evidence_asked['seconds'])} on this machine")
         if job.source and (licence := forbids_derivatives(Source.from_json(job.source))) is not None:
             note(f"its licence ({one_line(licence)}) forbids derivatives: publish only if its owner agrees")
         if args.wait and not served:

@@ -1,4 +1,4 @@
-"""What `tricksmith verify` is asked for: recipe, budget and limits; and its report page."""
+"""What `tricksmith verify` and `submit` are asked to measure: recipe, budget, limits; and the report page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from service.api import Service
+from service.evidence_request import EvidenceRequest
 from tricks import BadInput
 from ui.progress import note
 from ui.text import one_line
@@ -29,6 +31,25 @@ def evidence_options(args: argparse.Namespace) -> dict[str, Any]:
         "device": None if args.device is None else check_device(args.device),
         "memory": None if args.max_memory is None else parse_memory(args.max_memory),
     }
+
+
+def evidence_request(args: argparse.Namespace) -> EvidenceRequest:
+    """What a job shall measure, files of this machine included.
+
+    Raises:
+        BadInput: the recipe is neither known nor a file that can be read.
+    """
+    recipe = args.recipe
+    if recipe not in Service.recipes():
+        if not Path(recipe).is_file():
+            raise BadInput(
+                f"no recipe {recipe!r}; known: {', '.join(Service.recipes())}, or give a YAML file"
+            )
+        try:
+            recipe = Path(recipe).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{args.recipe} cannot be read as text ({error}); give a YAML file") from error
+    return EvidenceRequest(recipe, tuple(args.task), args.text, args.max_memory, files=True)
 
 
 def _budget(entries: list[str]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from service.disk import is_disk_full
+from service.evidence_request import memory_of, recipe_of
 from tricks import Cancelled, Plan, TricksmithError, convert, make_plan, parse_trick, stated_budget
 from workers.wire import Error, checkpoint_from_json
 
@@ -97,16 +98,32 @@ def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) ->
     from evals import compare  # late: planning needs no evals
 
     source, converted = Path(request["source"]), Path(request["converted"])
-    lossless, tricks = bool(request["lossless"]), request["tricks"]
+    lossless, tricks, asked = bool(request["lossless"]), request["tricks"], request["evidence"]
     budget = None if lossless else stated_budget(parse_trick(text) for text in tricks)
     return compare(
-        source, converted, lossless=lossless, budget=budget, tricks=tricks, report=report
+        source,
+        converted,
+        recipe=recipe_of(asked),
+        lossless=lossless,
+        budget=budget,
+        tricks=tricks,
+        memory=memory_of(asked).within(int(request["memory"])),
+        cache=Path(request["cache"]),
+        report=report,
     ).to_json()
+
+
+def _check_evidence(request: dict[str, Any], _: Callable[[str, int, int], None]) -> dict[str, Any]:
+    from evals import check_recipe
+
+    check_recipe(recipe_of(request["evidence"]))
+    return {}
 
 
 DEEDS: dict[str, Callable[[dict[str, Any], Callable[[str, int, int], None]], dict[str, Any]]] = {
     "plan": _plan,
     "convert": _convert,
+    "check_evidence": _check_evidence,
     "verify": _verify,
 }
 

@@ -208,6 +208,8 @@ class Run:
         if mark is None:
             headers = self._folder / "checkpoint.json"
             headers.write_text(json.dumps(checkpoint_to_json(read_headers(source, self._token()))))
+            if self._job.evidence_asked is not None:  # what cannot be measured is said before the download
+                self._ask("check_evidence", evidence=self._job.evidence_asked)
             mark = self._ask("plan", checkpoint=str(headers), tricks=self._job.tricks)
             self._marks.put(Stage.PLAN, mark)
         plan = Plan.from_json(mark)
@@ -249,6 +251,9 @@ class Run:
                 converted=str(self._converted),
                 lossless=plan.lossless,
                 tricks=[str(trick) for trick in plan.tricks],
+                evidence=self._job.evidence_asked,
+                memory=self._worker.memory,
+                cache=str(self._worker.settings.task_results),
             )
             self._marks.put(Stage.VERIFY, mark)
         from evals import Evidence

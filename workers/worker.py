@@ -119,13 +119,17 @@ class Worker:
         """The jobs that run here."""
         return frozenset(self._running)
 
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that one job's child may take."""
+        return self.settings.memory or int(psutil.virtual_memory().total * 0.9 / self.settings.concurrency)
+
     def allowance(self, file: int, env: dict[str, str]) -> Allowance:
         """What one job's child may use; `file`: bytes of its largest file."""
         places = self.settings.concurrency
-        memory = self.settings.memory or int(psutil.virtual_memory().total * 0.9 / places)
         chosen = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(chosen) if chosen.isdecimal() else (os.cpu_count() or 1) // places
-        return Allowance(memory=memory, file=file, threads=max(1, threads), env=env)
+        return Allowance(memory=self.memory, file=file, threads=max(1, threads), env=env)
 
     def about(self) -> About:
         """What this worker tells of itself."""
