@@ -96,7 +96,8 @@ def _try(plan: Plan, blueprint: Blueprint) -> tuple[float, bool]:
             return 0.0, False
         convert(small, source, out, settling=False)
         before = _load(plan, source)
-        return max(difference(before, _load(plan, out, own_code)) for own_code in _ways(small)), True
+        cached = "slim" in small.parts
+        return max(difference(before, _load(plan, out, own), cached) for own in _ways(small)), True
 
 
 def _ways(plan: Plan) -> list[bool]:
@@ -115,14 +116,16 @@ def _load(plan: Plan, folder: Path, own_code: bool = False) -> nn.Module:
     return result
 
 
-def difference(source: nn.Module, converted: nn.Module) -> float:
+def difference(source: nn.Module, converted: nn.Module, cached: bool = False) -> float:
     """Largest relative difference between two models' outputs on the same random inputs, in float64.
+
+    With `cached` the outputs are those of decoding through the models' caches as well.
 
     Each output (logits, hidden states) is compared with its own largest value; infinite where a value is not
     finite.
     """
     worst = 0.0
-    before, after = outputs(source), outputs(converted)
+    before, after = outputs(source, cached), outputs(converted, cached)
     assert before
     assert before.keys() == after.keys()
     for name, a in before.items():
@@ -131,8 +134,8 @@ def difference(source: nn.Module, converted: nn.Module) -> float:
     return worst
 
 
-def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The float tensors that `model` returns on sample inputs, in float64.
+def outputs(model: nn.Module, cached: bool = False) -> dict[str, torch.Tensor]:
+    """The float tensors that `model` returns on sample inputs, in float64; with `cached` also its decoding.
 
     Raises:
         TricksmithError: it can be run on none of them.
@@ -143,14 +146,26 @@ def outputs(model: nn.Module) -> dict[str, torch.Tensor]:
         try:
             with torch.no_grad(), float64_arithmetic():
                 result = model(**inputs)
+                steps = {"decoded": decoded(model, inputs)} if cached else {}
         except Exception as error:  # noqa: BLE001 - modelling code can fail in any way
             problem = first_line(error)
             continue
         return {
             name: value
-            for name, value in result.items()
+            for name, value in {**result, **steps}.items()
             if isinstance(value, torch.Tensor)
             and value.is_floating_point()
             and not name.startswith("encoder_")
         }
     raise TricksmithError(f"{type(model).__name__} cannot be run: {problem}")
+
+
+def decoded(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """Logits [B, T, vocabulary] of inputs read through a cache: two tokens, two more, then one by one."""
+    name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+    ids, cache, logits = inputs[name], None, []
+    for piece in (ids[:, :2], ids[:, 2:4], *ids[:, 4:].split(1, 1)):
+        result = model(**{**inputs, name: piece, "past_key_values": cache, "use_cache": True})
+        cache = result.past_key_values
+        logits.append(result.logits)
+    return torch.cat(logits, 1)

@@ -15,7 +15,8 @@ TRICKS: dict[str, dict[str, Option]] = {
     "slim": {
         "mode": Choice(("auto", "k", "v", "x", "e")),
         "residual": Whole("auto", 0, 65536, ("auto",)),
-        "target": Real("4", 0.1, 1000),
+        "target": Real("0.25", 0.001, 1000),
+        "cache": Choice(("own", "int8")),
     },
     "matshrink": {"form": Choice(("stored", "compat")), "pivot": Choice(("qr", "first"))},
     "approximate": {

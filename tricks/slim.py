@@ -104,7 +104,8 @@ def residual_bytes(spec: Mapping[str, Any], width: int) -> int:
 def layer_bytes(spec: Mapping[str, Any], width: int) -> int:
     """Cache bytes of one layer for a token; `width` bytes for a number."""
     channels: int = spec["cached_channels"]
-    return channels * width + residual_bytes(spec, width)
+    cached = channels + SCALE_BYTES if spec["cached_bits"] == 8 else channels * width
+    return cached + residual_bytes(spec, width)
 
 
 def table_bytes(layers: list[dict[str, Any]], width: int) -> int:
@@ -122,7 +123,8 @@ def describe(spec: Mapping[str, Any], before: int, after: int) -> str:
         "e": "the encoder's output cached once for all layers",
     }[spec["mode"]]
     if spec["mode"] in "kv":
-        what += f" with a residual of {spec['residual']}"
+        bits = " in 8 bits" if spec["cached_bits"] == 8 else ""
+        what += f"{bits} with a residual of {spec['residual']}"
     order = "" if spec["interface"] else "; K and V are made anew at each step, for its softmax is its own"
     return f"{what}: {after} of {before} bytes a token{order}"
 
@@ -178,11 +180,13 @@ def _layer(
         "interface": attention.interface,
         "residual": 0,
         "bits": 16,
+        "cached_bits": 16,
         "integers": False,
         "cached_channels": inputs,
-        "out_linear": attention.out_linear,
     }
     if mode in ("x", "e"):
+        if trick.option("cache") == "int8":
+            raise _Left("cache=int8 is for modes k and v; this layer's smallest cache is that of its input")
         return spec, []
     primary, other = slots[cached], slots[derived]
     axes = [stored.get(marks[p][1]) for p in _weights(subject, attention)]
@@ -194,6 +198,8 @@ def _layer(
         raise _Left(f"{tensor.name} is stored as {tensor.dtype}, which holds no matrix of slim attention")
     width = _BYTES[tensor.dtype]
     narrow = width == 2
+    if trick.option("cache") == "int8" and width == 4:
+        raise _Left(f"cache=int8 is fitted to weights in 16 bits, and these are {tensor.dtype}")
     exact_rank = max(inputs - primary.channels, 0)
     spec |= {
         "cached": cached,
@@ -206,7 +212,10 @@ def _layer(
         "cached_channels": primary.channels,
         "integers": narrow,
         "bits": 8 if narrow and not exact_rank else 16,
+        "cached_bits": 8 if trick.option("cache") == "int8" else 16,
         "least": exact_rank,
+        "absorbs": not (attention.rope or attention.norm or attention.groups > 1 or inputs > other.channels)
+        and attention.interface,
     }
     spec["residual"] = _rank(trick, inputs, exact_rank)
     if layer_bytes(spec, width) >= _standard_bytes(attention, width):
@@ -215,6 +224,25 @@ def _layer(
             f"{primary.channels + other.channels}"
         )
     return spec, edits_of(spec, names[cached], tensor.name, tensor.dtype, tensor.shape, straight)
+
+
+def mirrored(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification of mode k as one of mode v: the two sides change places."""
+    primary, derived = Slot(*spec["primary"]), Slot(*spec["derived"])
+    fused = spec["primary_linear"] == spec["derived_linear"]
+    e_out, e_in, inputs = spec["shape"]
+    return {
+        **spec,
+        "mode": "v",
+        "cached": "value",
+        "primary_linear": spec["derived_linear"],
+        "derived_linear": spec["primary_linear"],
+        "primary": list(derived),
+        "derived": list(primary),
+        "primary_left": list(_left_over(derived, primary) if fused else derived),
+        "shape": [e_in, e_out, inputs],
+        "cached_channels": e_out,
+    }
 
 
 def edits_of(
@@ -235,6 +263,8 @@ def edits_of(
     if spec["integers"]:
         new["row_scales"] = New(stem + "row_scales", dtype, (e_out,))
         new["column_scales"] = New(stem + "column_scales", dtype, (e_in,))
+    if spec["cached_bits"] == 8 and spec["integers"]:
+        new["cached_scales"] = New(stem + "cached_scales", dtype, (e_in,))
     if rank:
         new["residual_in"] = New(stem + "residual_in", dtype, (2, rank, inputs + e_in))
         new["residual_out"] = New(stem + "residual_out", dtype, (2, e_out, rank))
@@ -243,6 +273,9 @@ def edits_of(
         rest[0 if straight else 1] -= e_out
         new["rest"] = New(derived, dtype, tuple(rest))
     options = {
+        "module": spec["module"],
+        "cached": spec["cached"],
+        "cached_bits": spec["cached_bits"],
         "primary": list(spec["primary"]),
         "derived": list(spec["derived"]),
         "transposed": not straight,
@@ -291,13 +324,13 @@ def _rank(trick: Trick, inputs: int, least: int) -> int:
         if int(asked) < least:
             raise _Left(f"a residual of {asked} cannot restore its input; {least} is the least")
         return int(asked)
-    return max(round_up(inputs / 16, inputs), least)
+    step = rank_step(inputs)
+    return max(step * math.ceil(inputs / 16 / step), least)
 
 
-def round_up(rank: float, inputs: int) -> int:
-    """The next width that suits a kernel."""
-    step = STEP if inputs >= 512 else STEP // 2
-    return step * math.ceil(rank / step)
+def rank_step(inputs: int) -> int:
+    """The widths of residuals that suit a kernel are multiples of this."""
+    return STEP if inputs >= 512 else STEP // 2
 
 
 def _left_over(primary: Slot, derived: Slot) -> Slot:

@@ -107,12 +107,19 @@ def derive(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[s
     primary, derived = (channels(weights[side], options[side]) for side in ("primary", "derived"))
     rank = options["residual"]
     if options.get("settled"):
+        number = f"{options['settled']['layer']}."
         with safe_open(options["settled"]["file"], "pt") as file:
-            read = {key: file.get_tensor(f"{options['settled']['layer']}.{key}") for key in ("A", "R", "L")}
+            read = {
+                key.removeprefix(number): file.get_tensor(key)
+                for key in file.keys()  # noqa: SIM118 - it is no mapping
+                if key.startswith(number)
+            }
         matrix, right, left = read["A"], read["R"], read["L"]
+        scales = read.get("scales", primary.new_ones(len(primary)))
     else:
         matrix, directions = exact(primary, derived)
         right, left = directions[:, :rank], directions[:, :rank].T
+        scales = primary.norm(dim=1) / primary.shape[1] ** 0.5
     results: dict[str, Result] = {}
     if options["integers"]:
         numbers, rows, columns = as_integers(matrix)
@@ -122,6 +129,8 @@ def derive(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[s
         matrix = matrix.to(_TORCH[options["dtype"]]).double()
         results["values"] = matrix
     dtype = _TORCH[options["dtype"]]
+    if options["cached_bits"] == 8 and options["integers"]:
+        results["cached_scales"] = scales
     if rank:
         reads = torch.cat([right.T @ derived, -right.T @ matrix], 1)
         results["residual_in"] = two_parts(reads, dtype)

@@ -62,8 +62,7 @@ class Attention:
 
     `key_linear` and `value_linear` are paths inside `module`; `reason` says why slim attention does not fit.
     `norm` is {module, flat, after} and `rope` {start, size, interleaved, even, table}, as the shipped code
-    reads them. `interface` says whether its softmax runs through transformers' attention interface;
-    `out_linear` is the projection of its output, where there is one.
+    reads them. `interface` says whether its softmax runs through transformers' attention interface.
     """
 
     module: str
@@ -78,7 +77,6 @@ class Attention:
     norm: dict[str, Any] | None = None
     rope: dict[str, Any] | None = None
     interface: bool = False
-    out_linear: str = ""
     reason: str | None = None
 
 
@@ -301,18 +299,9 @@ def _understand(model: nn.Module, full: nn.Module, seen: _Seen) -> Attention:
             norm=norm,
             rope=rope,
             interface=interface,
-            out_linear=_out_linear(module, seen),
         )
     except Refused as reason:
         return Attention(refused.module, refused.index, refused.cross, reason=str(reason))
-
-
-def _out_linear(module: nn.Module, seen: _Seen) -> str:
-    """The last linear layer that reads as many channels as the heads give; "" where there is none."""
-    width = seen.values.shape[-1] * (seen.asked["query"] if seen.asked else seen.values).shape[1]
-    after = seen.calls[seen.before :]
-    fit = [n for n, x, _ in after if is_linear(module.get_submodule(n)) and x.shape[-1] == width]
-    return fit[-1] if fit else ""
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

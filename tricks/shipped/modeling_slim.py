@@ -4,9 +4,11 @@ Mode k caches the keys as they leave their projection (no bias, no norm, no RoPE
 are V = K·A + C·B. Mode v caches values and makes keys of them. Mode x caches the layer's input, from which
 both come by the layer's own projections; mode e is x for cross attention, whose input, the encoder's output,
 is held once for all layers. Bias, norm and RoPE are put on when a key is read, with the cos and sin that the
-model's own code gave when the token came. The residual is kept in 8 bits, with a scale for each token.
+model's own code gave when the token came. The residual is kept in 8 bits, with a scale for each token; so is
+what it stands beside where a conversion was asked for that (`cached_bits`), with scales for its channels too.
 
-One token is decoded in the order (softmax · [K|C]) · [A;B], several in the order softmax · (K·A + C·B).
+One token is decoded in the order (softmax · [K|C]) · [A;B], several in the order softmax · (K·A + C·B). In
+mode v, where keys are not turned by position, one token's scores are (q·Aᵀ)·Vᵀ + (q·Bᵀ)·Cᵀ.
 Loads with `trust_remote_code=True` and transformers (5.x) alone.
 """
 
@@ -108,6 +110,26 @@ def decode_step(query, scores, primary, residual, from_primary, from_residual):
     return output.transpose(1, 2).to(query.dtype)
 
 
+def absorbed_scores(query, primary, residual, from_primary, from_residual):
+    """Dot products of queries with keys K = P·A + C·B that are never made.
+
+    Args:
+        query: [B, h, 1, d_h].
+        primary, residual: P [B, n, e] and C [B, n, r] of the cached tokens.
+        from_primary, from_residual: A [h, e, d_h] and B [h, r, d_h], float32 at least.
+
+    Returns:
+        [B, h, 1, n], float32 at least.
+    """
+    asked = query.to(from_primary.dtype)
+    absorbed = (asked @ from_primary.transpose(1, 2)).flatten(1, 2)
+    scores = absorbed @ primary.to(absorbed.dtype).transpose(1, 2)
+    if residual.shape[-1]:
+        absorbed = (asked @ from_residual.transpose(1, 2)).flatten(1, 2)
+        scores = scores + absorbed @ residual.to(absorbed.dtype).transpose(1, 2)
+    return scores.unflatten(1, (query.shape[1], 1))
+
+
 # --- projections -----------------------------------------------------------------------------------
 
 
@@ -136,6 +158,8 @@ class Derived(nn.Module):
             self.column_scales = nn.Parameter(torch.empty(e_in))
         else:
             self.values = nn.Parameter(torch.empty(e_out, e_in))
+        if spec["cached_bits"] == 8 and spec["integers"]:
+            self.cached_scales = nn.Parameter(torch.empty(e_in))
         if rank:
             self.residual_in = nn.Parameter(torch.empty(2, rank, width + e_in))
             self.residual_out = nn.Parameter(torch.empty(2, e_out, rank))
@@ -232,7 +256,9 @@ class Memo:
         self.mode = spec["mode"]
         self.config = module.config if hasattr(module, "config") else model.config
         self.eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        self.x = self.primary = self.codes = self.layer = self.rope = None
+        # In float64, where a plan proves itself, nothing is rounded.
+        self.narrow = spec["cached_bits"] == 8 and spec["integers"]
+        self.x = self.primary = self.stored = self.codes = self.layer = self.rope = None
         self.skip = False
 
     def linear(self, side):
@@ -248,10 +274,26 @@ class Memo:
     # The projections tell what they read and made.
 
     def note(self, x, primary):
-        self.x, self.primary = x, primary
+        if not self.spec["integers"] and primary.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"this model was converted from weights in more than 16 bits, and its cache does not hold in "
+                f"{primary.dtype}: load it with dtype=torch.float32, or convert a source saved in 16 bits"
+            )
+        self.x, self.primary, self.stored, self.dtype = x, primary, primary, primary.dtype
+        if self.narrow:
+            scales = self.linear("derived").slim.cached_scales
+            self.stored = to_bytes(primary.float() / scales.float())
+            self.primary = self.open(self.stored)
 
     def note_input(self, module, args):
-        self.x = self.primary = args[0]
+        self.x = self.primary = self.stored = args[0]
+        self.dtype = self.x.dtype
+
+    def open(self, stored):
+        """P [B, n, e] of what is kept of it."""
+        if not self.narrow:
+            return stored
+        return from_bytes(stored, self.dtype) * self.linear("derived").slim.cached_scales.to(self.dtype)
 
     def derive(self, x, slim):
         if self.x is not x:  # the derived side is asked for first
@@ -267,12 +309,12 @@ class Memo:
         """C as numbers [B, n, r] of the codes in the cache."""
         if not self.spec["residual"]:
             return self.primary[..., :0]
-        return from_bytes(codes, self.primary.dtype) if self.spec["bits"] == 8 else codes
+        return from_bytes(codes, self.dtype) if self.spec["bits"] == 8 else codes
 
     # The attention begins, its cache is updated, its kernel runs.
 
     def begin(self, module, args, kwargs):
-        self.x = self.primary = self.codes = self.layer = self.rope = None
+        self.x = self.primary = self.stored = self.codes = self.layer = self.rope = None
         self.skip = False
         given = [*args, *kwargs.values()]
         if self.spec["rope"]:
@@ -291,9 +333,15 @@ class Memo:
         """All cached keys and values as attention reads them: [B, h, n, d_h] each."""
         return self.keys(layer), self.values(layer)
 
+    def tokens(self, layer):
+        """P [B, n, e] and C [B, n, r] of every cached token."""
+        stored, codes = layer.tokens()
+        self.primary = self.open(stored)
+        return self.primary, self.read(codes)
+
     def side(self, layer, name):
         """One side of every cached token, bias included: [B, n, e]."""
-        primary, codes = layer.tokens()
+        primary, residual = self.tokens(layer)
         spec = self.spec
         linear = self.linear(name)
         if self.mode in ("x", "e"):
@@ -301,8 +349,7 @@ class Memo:
         elif name == spec["cached"]:
             made = primary
         else:
-            self.primary = primary
-            made = linear.slim.make(primary, self.read(codes))
+            made = linear.slim.make(primary, residual)
         return made if linear.bias is None else made + self.slot(linear.bias, spec[name])
 
     def keys(self, layer):
@@ -332,6 +379,8 @@ def attention(module, query, key, value, attention_mask, **kwargs):
     layer, memo.layer = memo.layer, None
     if layer is None or not (memo.skip or layer.always_read):
         return stock(module, query, key, value, attention_mask, **kwargs)
+    if memo.mode == "v" and memo.spec["absorbs"] and query.shape[-2] == 1:
+        return decode_by_values(memo, layer, query, attention_mask, **kwargs)
     if memo.mode != "k" or query.shape[-2] > 1:
         key, value = memo.keys_and_values(layer)
         if not eager and attention_mask is None and "position_bias" not in kwargs:
@@ -343,19 +392,33 @@ def attention(module, query, key, value, attention_mask, **kwargs):
         keys = memo.keys(layer)
         return memo.eager(module, query, keys, keys[..., :0], additive(attention_mask, query), **kwargs)[1]
 
-    primary, codes = layer.tokens()
-    memo.primary = primary
+    primary, residual = memo.tokens(layer)
     slim = memo.linear("value").slim
     groups = memo.spec["groups"]
     mixes = (
         side.repeat_interleave(groups, 0) if groups > 1 else side for side in slim.mixes(memo.spec["heads"])
     )
-    output = decode_step(query, scores, primary, memo.read(codes), *mixes)
+    output = decode_step(query, scores, primary, residual, *mixes)
     bias = memo.linear("value").bias
     if bias is not None:
         bias = memo.slot(bias, memo.spec["value"]).unflatten(0, (memo.spec["heads"], -1))
         output = output + (bias.repeat_interleave(groups, 0) if groups > 1 else bias)
     return output, None
+
+
+def decode_by_values(memo, layer, query, mask, **kwargs):
+    """One attention step where values are cached and keys are never made."""
+    primary, residual = memo.tokens(layer)
+    linear, spec = memo.linear("key"), memo.spec
+    scores = absorbed_scores(query, primary, residual, *linear.slim.mixes(spec["heads"]))
+    if linear.bias is not None:
+        bias = memo.slot(linear.bias, spec["key"]).unflatten(0, (spec["heads"], -1))
+        scores = scores + (query * bias[:, None]).sum(-1, keepdim=True)
+    # The stock code's own softmax, of scores given as keys of one channel.
+    keys = scores.to(query.dtype).transpose(2, 3)
+    kwargs["scaling"] = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
+    ones = torch.ones_like(query[..., :1])
+    return memo.eager(memo.module, ones, keys, memo.values(layer), additive(mask, query), **kwargs)
 
 
 def additive(mask, query):
@@ -389,7 +452,7 @@ class SlimLayer:
     def update(self, key_states, value_states, *args, **kwargs):
         memo = self.memo
         complete = not (memo.skip or self.always_read)
-        primary = memo.primary[:, None]
+        primary = memo.stored[:, None]
         codes = primary[..., :0] if memo.codes is None else memo.codes[:, None]
         self.full = super().update(primary, codes, *args, **kwargs)
         if self.leads and memo.rope is not None:
