@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.utils.tqdm import tqdm
+from huggingface_hub.utils import tqdm
 
 from service.disk import NoSpace
 from service.hub import LONG_S, HubUnavailable, ask, endpoint, hub, patience

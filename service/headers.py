@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_url
-from huggingface_hub.utils._headers import build_hf_headers
-from huggingface_hub.utils._http import hf_raise_for_status, http_stream_backoff
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from service.hub import TIMEOUT_S, ask, endpoint, hub
 from tricks import BadInput, Checkpoint, checkpoint_from_headers, read_checkpoint
@@ -82,12 +81,38 @@ def read_json(source: Source, name: str, token: str | bool | None) -> dict[str, 
     return parse_json(_read_range(source, name, 0, _JSON_LIMIT, token), f"{name} of {source.model}")
 
 
+def content_length(source: Source, name: str, token: str | bool | None) -> int:
+    """The size of a file in bytes, from the answer to a question for its first one.
+
+    Raises:
+        BadInput: the Hub does not say.
+    """
+
+    def once() -> int | None:
+        with http_stream_backoff("GET", url(source, name), headers=_asking(token, 0, 1)) as response:
+            hf_raise_for_status(response)
+            whole = response.headers.get("content-range", "").rpartition("/")[2]
+            if response.status_code == 200:  # the server does not know ranges
+                whole = response.headers.get("content-length", "")
+            return int(whole) if whole.isdecimal() else None
+
+    size = ask(source.model, once, source.commit)
+    if size is None:
+        raise BadInput(f"the Hub does not say how large {name} of {source.model} is; choose another model")
+    return size
+
+
+def _asking(token: str | bool | None, begin: int, end: int) -> dict[str, str]:
+    """Headers of a request for bytes `begin` up to `end`."""
+    hub(token)  # our client, with its time limits
+    headers: dict[str, str] = build_hf_headers(token=token, library_name="tricksmith")
+    # Identity: with compression, ranges and sizes would speak of other bytes than the file's.
+    return headers | {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+
+
 def _read_range(source: Source, name: str, begin: int, end: int, token: str | bool | None) -> bytes:
     """Bytes `begin` up to `end` (or the file's end) of a file, and no byte more whatever the server sends."""
-    headers = build_hf_headers(token=token, library_name="tricksmith")
-    hub(token)  # our client, with its time limits
-    # Identity: with compression, ranges and sizes would speak of other bytes than the file's.
-    headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+    headers = _asking(token, begin, end)
 
     def once() -> bytes:
         found = bytearray()

@@ -2,10 +2,10 @@
 
 Nothing here keeps a token: `None` means the one that huggingface_hub itself finds (environment or login).
 
-How it waits: the client is made by our factory (huggingface_hub's documented way to set one), which gives
-every request a time limit, and turns an answer that asks to wait into `SlowDown` before the client's own
-retries would sleep on it, deaf to a cancelled job. `ask` does the waiting: as long as the Hub asks for,
-within the `patience` of whoever called.
+How it waits: the client is made by our factory (huggingface_hub's documented way to set one) with the hooks
+of huggingface_hub's own. It gives every request a time limit, and turns an answer that asks to wait into
+`SlowDown` before the client's own retries would sleep on it, deaf to a cancelled job. `ask` does the waiting:
+as long as the Hub asks for, within the `patience` of whoever called.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import HfApi, set_client_factory
-from huggingface_hub.utils._http import default_client_factory, parse_ratelimit_headers
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub import HfApi, get_session, set_client_factory
+from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
 
 from service.hub_words import (
     DEFAULT_ENDPOINT,
     HubConflict,
     HubMissing,
     HubUnavailable,
+    HubUnusable,
     SlowDown,
     endpoint,
     gated,
@@ -45,6 +46,7 @@ __all__ = [
     "HubConflict",
     "HubMissing",
     "HubUnavailable",
+    "HubUnusable",
     "ask",
     "endpoint",
     "gated",
@@ -97,7 +99,7 @@ def hub(token: str | bool | None = None) -> HfApi:
     global _made
     with _FACTORY:
         if not _made:
-            set_client_factory(_client)
+            set_client_factory(partial(_client, get_session().event_hooks))
             disable_progress_bars()  # ours are on stderr already, or there is no terminal
             _made = True
     return HfApi(endpoint=endpoint(), token=token, library_name="tricksmith")
@@ -123,6 +125,8 @@ def ask(repo: str, call: Callable[[], T], revision: str | None = None) -> T:
         try:
             with hub_errors(repo, revision):
                 return call()
+        except HubUnusable:
+            raise  # it would say the same again
         except HubUnavailable as error:
             failures += not error.limited
             wait = error.wait if error.wait is not None else min(0.5 * 2**attempt, 30.0)
@@ -139,14 +143,12 @@ def _sleep(seconds: float, stop: Callable[[], None]) -> None:
         time.sleep(min(left, 0.2))
 
 
-def _client() -> httpx2.Client:
-    client = default_client_factory()
-    hooks = client.event_hooks
-    client.event_hooks = {
+def _client(hooks: dict[str, list[Callable[..., Any]]]) -> httpx2.Client:
+    ours: dict[str, list[Callable[..., Any]]] = {
         "request": [*hooks.get("request", []), _limit_time],
         "response": [*hooks.get("response", []), _heed_limit],
     }
-    return client
+    return httpx2.Client(event_hooks=ours, follow_redirects=True, timeout=None)  # `_limit_time` sets them
 
 
 def _limit_time(request: httpx2.Request) -> None:
@@ -165,7 +167,7 @@ def _heed_limit(response: httpx2.Response) -> None:
 def _asked_wait(headers: httpx2.Headers) -> float | None:
     """Seconds from `Retry-After` (a number or a date), or from the Hub's `RateLimit` header."""
     text = (headers.get("retry-after") or "").strip()
-    if text.isdecimal():
+    if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
     if text:
         try:

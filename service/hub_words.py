@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,10 @@ class HubUnavailable(BadInput):
     def __init__(self, message: str, wait: float | None = None, limited: bool = False) -> None:
         super().__init__(message)
         self.wait, self.limited = wait, limited
+
+
+class HubUnusable(HubUnavailable):
+    """The Hub's answer is not of the form that its client reads; it will be the same the next time."""
 
 
 class HubConflict(BadInput):
@@ -98,7 +103,9 @@ def _in_words(error: Exception, repo: str, revision: str | None) -> BadInput:
         return _from_status(error.response, repo, revision)
     if isinstance(error, (httpx2.HTTPError, ConnectionError)):
         return HubUnavailable(_unreachable())
-    return HubUnavailable(_unusable(repo))  # a reply that is not JSON, or not of the Hub's form
+    if isinstance(error, (KeyError, TypeError)):
+        return HubUnusable(_unusable(repo))  # JSON, but not of the Hub's form
+    return HubUnavailable(_unusable(repo))  # no JSON, an error page of something in between, say
 
 
 def gated(repo: str) -> str:
@@ -128,9 +135,41 @@ def _busy(repo: str, seconds: float | None) -> HubUnavailable:
     return HubUnavailable(f"the Hub asks to slow down ({repo}); try again {when}", wait=seconds, limited=True)
 
 
+_SAID = (
+    (re.compile(r"\bdisabled\b|\btaken down\b|legal reasons", re.IGNORECASE), "disabled"),
+    (re.compile(r"\bgated\b|\brestricted\b|awaiting a review", re.IGNORECASE), "gated"),
+    (re.compile(r"\bquota\b|storage limit|\bno space\b|out of storage", re.IGNORECASE), "full"),
+)
+
+
+def said_in(response: httpx2.Response) -> str:
+    """What a refusal says, in its header, its JSON or its text; for matching, not for showing."""
+    try:
+        body = response.text[:2000]
+    except httpx2.HTTPError:  # a stream that was not read
+        body = ""
+    return f"{response.headers.get('x-error-message', '')} {body}"
+
+
+def _from_text(said: str, repo: str) -> BadInput | None:
+    kind = next((kind for pattern, kind in _SAID if pattern.search(said)), None)
+    words = {
+        "disabled": f"{repo} is disabled on the Hub; choose another model",
+        "gated": gated(repo),
+        "full": _full(repo),
+    }
+    return None if kind is None else BadInput(words[kind])
+
+
+def _full(repo: str) -> str:
+    return f"the Hub has no room for {repo}; free storage, or choose another namespace"
+
+
 def _from_status(response: httpx2.Response, repo: str, revision: str | None) -> BadInput:
-    """Say what an HTTP status without a Hub error code means."""
+    """Say what an HTTP status without a Hub error code means, by its words where they are plain."""
     status = response.status_code
+    if status in (400, 402, 403, 413, 451, 507) and (told := _from_text(said_in(response), repo)) is not None:
+        return told
     if status == 401 and "authorization" not in response.request.headers:
         return HubMissing(_missing(repo))  # to strangers, what is private and what is not there look the same
     if status == 404 and revision is not None:
@@ -144,9 +183,11 @@ def _from_status(response: httpx2.Response, repo: str, revision: str | None) -> 
         404: HubMissing(_missing(repo)),
         409: HubConflict(f"{repo} was changed by somebody else meanwhile; look at it, then try again"),
         412: HubConflict(f"{repo} moved to another commit meanwhile; look at it, then try again"),
-        413: BadInput(f"the Hub has no room for {repo}; free storage, or choose another namespace"),
+        413: BadInput(_full(repo)),
         429: _busy(repo, None),
-        507: BadInput(f"the Hub has no room for {repo}; free storage, or choose another namespace"),
+        410: HubMissing(f"{repo} is gone from the Hub; choose another model"),
+        451: BadInput(f"{repo} is disabled on the Hub; choose another model"),
+        507: BadInput(_full(repo)),
     }
     if status in said:
         return said[status]

@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import HfApi, ModelInfo
 
 from service.eval_results import FOLDER
-from service.hub import TIMEOUT_S, HubMissing, ask
-from service.listing import files_in
+from service.hub import HubMissing, ask
+from service.listing import describe, files_in
 from service.manifest import MANIFEST, digest, parse_manifest
 from tricks import BadInput
 
@@ -61,11 +61,7 @@ def place_at(api: HfApi, to: str, revision: str | None = None) -> Place:
     Raises:
         HubMissing: there is none.
     """
-    info = ask(
-        to,
-        lambda: api.model_info(to, revision=revision, files_metadata=True, timeout=TIMEOUT_S),
-        revision,
-    )
+    info = describe(api, to, revision)
     names = frozenset(files_in(api, info))
     if MANIFEST not in names:
         return Place(info, names=names)

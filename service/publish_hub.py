@@ -29,7 +29,6 @@ from huggingface_hub import (
 from service.fetch import byte_counter, check_space
 from service.hub import (
     LONG_S,
-    TIMEOUT_S,
     HubConflict,
     HubUnavailable,
     ask,
@@ -37,8 +36,9 @@ from service.hub import (
     hub,
     patience,
 )
-from service.listing import files_in
+from service.listing import describe, files_in
 from service.manifest import check_same_source, digest, file_digests, with_lineage
+from service.offer import Found, Note, NotTold, find_request, head_of, mark_of
 from service.papers import write_manifest
 from service.place import Place, look_at, place_at
 from service.source import Source
@@ -113,7 +113,7 @@ class _Publication:
         fresh = place.manifest is None
         info = self._new_repo() if place.info is None else place.info
         stale = sorted(place.files - set(self.digests))
-        if not fresh and info.private is False and (branch := self._branch(info)) is not None:
+        if not fresh and info.private is not True and (branch := self._branch(info)) is not None:
             self._read_back(self._send_and_commit(branch, None, stale))
         made = self._send_and_commit(MAIN, info.sha, stale)
         self._read_back(made)
@@ -124,25 +124,47 @@ class _Publication:
         return self.address
 
     def offer(self, place: Place) -> str:
-        """One pull request, opened once."""
-        base = place.info
+        """One pull request, opened once.
+
+        Raises:
+            BadInput: the repo's owner closed it.
+        """
         if (known := self._request()) is not None:
-            return known
+            return self._again(known)
+        note = Note(self.folder, mark_of(self.manifest))
+        base = place.info.sha if place.info else None
         with additions(self.folder, self.digests, self.progress) as files:
             send(self.api, self.to, files, MAIN, True, self.progress)
-            tried = False
 
-            def once() -> tuple[str, str | None]:
-                nonlocal tried
-                if tried and (known := self._request()) is not None:
-                    return known, None
-                tried = True
-                made = self._commit(files, MAIN, base.sha if base else None, pr=True)
-                return made.pr_url or self.address, made.oid
+            def once() -> CommitInfo | Found:
+                if (known := self._request(note)) is not None:
+                    return known
+                note.write()
+                return self._commit(files, MAIN, base, pr=True)
 
-            address, commit = ask(self.to, once)
-        if commit is not None:
-            self._read_back(commit)
+            made = ask(self.to, once)
+        if isinstance(made, Found):
+            return self._again(made)
+        self._read_back(made.oid)
+        return made.pr_url or self.address
+
+    def _request(self, note: Note | None = None) -> Found | None:
+        """The request that is there already, as far as the Hub (or the note of an earlier try) says."""
+        try:
+            return find_request(self.api, self.to, self.manifest)
+        except NotTold:
+            if note is not None:
+                note.check(self.to)
+            return None
+
+    def _again(self, known: Found) -> str:
+        """The address of a request that an earlier try opened, and perhaps did not read back."""
+        address = f"{self.address}/discussions/{known.number}"
+        if known.status == "closed":
+            raise BadInput(f"{address} offered this and was closed; ask its owner, or publish to a new repo")
+        head = None if known.status == "merged" else head_of(self.api, self.to, known.number)
+        if head is not None and head.info is not None and head.mark == self.mark:
+            self._read_back(head.info.sha or MAIN, self.manifest["files"])
         return address
 
     # steps
@@ -180,11 +202,12 @@ class _Publication:
         self, operations: Sequence[_Operation], revision: str, parent: str | None, *, pr: bool = False
     ) -> CommitInfo:
         recipe = ", ".join(self.manifest["recipe"])
+        mark = mark_of(self.manifest) if pr else self.mark[:12]
         try:
             return self.api.create_commit(
                 self.to,
                 operations,
-                commit_message=f"{recipe} of {self.source.model}, by Tricksmith ({self.mark[:12]})",
+                commit_message=f"{recipe} of {self.source.model}, by Tricksmith ({mark})",
                 commit_description=f"Source: {self.source.model}@{self.source.commit}\nManifest: {self.mark}",
                 revision=revision,
                 parent_commit=parent,
@@ -204,10 +227,7 @@ class _Publication:
     def _read_back(self, commit: str, digests: dict[str, str] | None = None) -> None:
         """Download every file of the commit and hold it to what was verified."""
         digests = digests or self.digests
-        listed = ask(
-            self.to, lambda: self.api.model_info(self.to, revision=commit, timeout=TIMEOUT_S), commit
-        )
-        absent = set(digests) - set(files_in(self.api, listed))
+        absent = set(digests) - set(files_in(self.api, describe(self.api, self.to, commit)))
         if absent:
             raise self._not_as_sent(min(absent))
         with TemporaryDirectory(dir=self.folder.parent, prefix=".read-back-") as scratch:
@@ -263,18 +283,3 @@ class _Publication:
     def _drop_branch(self) -> None:
         with suppress(BadInput), patience(BRANCH_S, tries=2, stop=self.progress.still):
             ask(self.to, partial(self.api.delete_branch, self.to, branch=self._branch_name))
-
-    def _request(self) -> str | None:
-        """The address of an open pull request that brings this very manifest."""
-
-        def find() -> str | None:
-            found = self.api.get_repo_discussions(
-                self.to, discussion_type="pull_request", discussion_status="open"
-            )
-            for request in found:
-                ours = request.title.endswith(f"({self.mark[:12]})")
-                if request.is_pull_request and request.status == "open" and ours:
-                    return f"{endpoint()}/{self.to}/discussions/{request.num}"
-            return None
-
-        return ask(self.to, find)

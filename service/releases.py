@@ -9,7 +9,8 @@ from itertools import islice
 
 from huggingface_hub import HfApi, ModelInfo
 
-from service.hub import TIMEOUT_S, ask, hub
+from service.hub import ask, hub
+from service.listing import describe
 from service.watches import Kind, Watch
 
 LISTED = 1000
@@ -64,9 +65,7 @@ def one_release(model: str, revision: str | None = None, token: str | None = Non
     Raises:
         BadInput: as `releases`.
     """
-    api = hub(token)
-    info = ask(model, lambda: api.model_info(model, revision=revision, timeout=TIMEOUT_S), revision)
-    return _release(info, revision)
+    return _release(describe(hub(token), model, revision), revision)
 
 
 def _listed(api: HfApi, watch: Watch) -> Iterator[Release]:
@@ -81,7 +80,16 @@ def _listed(api: HfApi, watch: Watch) -> Iterator[Release]:
         limit=LISTED,
     )
     for info in islice(found, LISTED):
-        yield _release(info)
+        if is_meant(watch, info.id):  # whatever the Hub makes of the question
+            yield _release(info)
+
+
+def is_meant(watch: Watch, model: str) -> bool:
+    """Whether the watch of an author, or of a search, looks for a model of this id."""
+    words = watch.target.casefold()
+    if watch.kind is Kind.AUTHOR:
+        return model.partition("/")[0].casefold() == words
+    return all(word in model.casefold() for word in words.split())
 
 
 def _release(info: ModelInfo, revision: str | None = None) -> Release:

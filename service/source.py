@@ -17,15 +17,15 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelInfo, get_hf_file_metadata
-from huggingface_hub.hf_api import RepoSibling
 
-from service.headers import INDEX, SINGLE, parse_json, read_json, url
+from service.headers import INDEX, SINGLE, content_length, parse_json, read_json, url
 from service.hub import TIMEOUT_S, HubUnavailable, ask, endpoint, gated, hub, is_hub_id
-from service.listing import files_in
+from service.listing import Listed, describe, files_in
 from tricks import BadInput, companions, files_of
 
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf)", re.IGNORECASE)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
+_SHA256, _BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CARD_KEYS = ("license", "license_name", "license_link", "language", "tags", "library_name", "pipeline_tag")
 
 
@@ -158,13 +158,7 @@ def _resolve_folder(path: Path) -> Source:
 
 def _resolve_hub(model: str, revision: str | None, token: str | bool | None) -> Source:
     api = hub(token)
-    info = ask(
-        model,
-        lambda: api.model_info(
-            model, revision=revision, files_metadata=True, securityStatus=True, timeout=TIMEOUT_S
-        ),
-        revision,
-    )
+    info = describe(api, model, revision, details=True)
     if info.disabled:
         raise BadInput(f"{model} is disabled on the Hub; choose another model")
     if info.sha is None:
@@ -178,35 +172,40 @@ def _resolve_hub(model: str, revision: str | None, token: str | bool | None) -> 
         private=bool(info.private),
         card=_card_metadata(_card_data(info)),
     )
-    siblings = files_in(api, info)
-    if "config.json" not in siblings:
+    listed = files_in(api, info, details=True)
+    if "config.json" not in listed:
         raise BadInput(f"{model} has no config.json; give a transformers model")
-    _check_weights(model, siblings)
+    _check_weights(model, listed)
     if source.gated:  # the listing of a gated repo is public, its files are not: ask for one before promising
         _check_access(source, token)
-    index = read_json(source, INDEX, token) if SINGLE not in siblings else None
-    names = needed_files(siblings, index)
+    index = read_json(source, INDEX, token) if SINGLE not in listed else None
+    names = needed_files(listed, index)
     _check_scan(info, names)
-    files = tuple(_hub_file(source, siblings[name], token) for name in names)
+    files = tuple(_hub_file(source, name, listed[name], token) for name in names)
     return dataclasses.replace(source, files=files, licence=_licence(source.card))
 
 
-def _hub_file(source: Source, sibling: RepoSibling, token: str | bool | None) -> SourceFile:
-    """A file as the listing describes it; a listing without sizes is completed by asking for the file."""
-    name, size = sibling.rfilename, sibling.size
-    if size is None:
-        size = _ask_for_file(source, name, token)
-    lfs = sibling.lfs
-    return SourceFile(name, size or 0, lfs.sha256 if lfs else None, None if lfs else sibling.blob_id)
+def _hub_file(source: Source, name: str, listed: Listed, token: str | bool | None) -> SourceFile:
+    """A file as the listing describes it; where that is not enough, the Hub is asked for the file itself."""
+    if not listed.is_told:
+        listed = _ask_for_file(source, name, token, listed)
+    size = content_length(source, name, token) if listed.size is None else listed.size
+    return SourceFile(name, size, listed.sha256, listed.blob)
 
 
-def _ask_for_file(source: Source, name: str, token: str | bool | None) -> int | None:
-    """The size of one file, in bytes, by asking for its headers."""
-    return ask(
+def _ask_for_file(source: Source, name: str, token: str | bool | None, known: Listed | None = None) -> Listed:
+    """What the headers of one file say: the Hub's ETags are the digests of what they stand for."""
+    told = ask(
         source.model,
         lambda: get_hf_file_metadata(url(source, name), token=token, timeout=TIMEOUT_S, endpoint=endpoint()),
         source.commit,
-    ).size
+    )
+    known, tag = known or Listed(), told.etag or ""
+    return Listed(
+        told.size if known.size is None else known.size,
+        known.sha256 or (tag if _SHA256.fullmatch(tag) else None),
+        known.blob or (tag if _BLOB.fullmatch(tag) else None),
+    )
 
 
 def _check_access(source: Source, token: str | bool | None) -> None:
@@ -233,8 +232,8 @@ def _check_weights(model: str, names: Iterable[str]) -> None:
 
 def _check_scan(info: ModelInfo, names: list[str]) -> None:
     """Refuse a file that the Hub's own scanners call unsafe."""
-    status = info.security_repo_status
-    issues = status.get("filesWithIssues", []) if isinstance(status, dict) else []
+    status = info.security_repo_status or getattr(info, "securityStatus", None)
+    issues = status.get("filesWithIssues") or [] if isinstance(status, dict) else []
     for issue in issues:
         if isinstance(issue, dict) and issue.get("level") == "unsafe" and issue.get("path") in names:
             raise BadInput(

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.utils._runtime import is_xet_available
 
 from service.hub import DEFAULT_ENDPOINT, ask, endpoint
 from tricks import BadInput, Report
@@ -66,7 +65,7 @@ def additions(
     protocol that all of them speak. These are counted as they go; Xet's are counted file by file.
     """
     made: list[CommitOperationAdd] = []
-    xet = endpoint() == DEFAULT_ENDPOINT and is_xet_available()
+    xet = endpoint() == DEFAULT_ENDPOINT
     streams: list[_Counted] = []
     try:
         for name, sha256 in digests.items():

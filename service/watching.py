@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from service.deciding import Deciding, Decision
 from service.hub import HubUnavailable, patience
 from service.jobs import Job, State
-from service.releases import one_release, releases
+from service.releases import is_meant, one_release, releases
 from service.watch_store import WatchStore
 from service.watches import Kind, Watch
 from tricks import BadInput
@@ -92,16 +92,13 @@ class Watching:
         return made
 
     def _means(self, watch: Watch, model: str) -> bool:
-        owner = model.partition("/")[0]
         match watch.kind:
             case Kind.MODEL:
                 return watch.target.partition("@")[0].casefold() == model.casefold()
-            case Kind.AUTHOR:
-                return watch.target.casefold() == owner.casefold()
             case Kind.COLLECTION:
                 return self._is_collected(watch, model)
-            case Kind.SEARCH:
-                return watch.target.casefold() in model.casefold()
+            case _:
+                return is_meant(watch, model)
 
     def _is_collected(self, watch: Watch, model: str) -> bool:
         try:
