@@ -109,13 +109,13 @@ def _check_fetched(path: Path, file: SourceFile) -> None:
         with path.open("rb") as stream:
             good = hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
     elif good and file.blob is not None:
-        good = _blob_id(path) == file.blob
+        good = blob_id(path) == file.blob
     if not good:
         path.unlink()
         raise HubUnavailable(f"{file.name} arrived with other bytes than the Hub announced; try again")
 
 
-def _blob_id(path: Path) -> str:
+def blob_id(path: Path) -> str:
     """Git's id (hex) of a file's content."""
     data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -125,8 +125,6 @@ def ask(repo: str, call: Callable[[], T], revision: str | None = None) -> T:
         try:
             with hub_errors(repo, revision):
                 return call()
-        except HubUnusable:
-            raise  # it would say the same again
         except HubUnavailable as error:
             failures += not error.limited
             wait = error.wait if error.wait is not None else min(0.5 * 2**attempt, 30.0)

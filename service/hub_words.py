@@ -37,8 +37,8 @@ class HubUnavailable(BadInput):
         self.wait, self.limited = wait, limited
 
 
-class HubUnusable(HubUnavailable):
-    """The Hub's answer is not of the form that its client reads; it will be the same the next time."""
+class HubUnusable(BadInput):
+    """The Hub's answer is not of the form that its client reads, and will not be the next time."""
 
 
 class HubConflict(BadInput):
@@ -104,7 +104,10 @@ def _in_words(error: Exception, repo: str, revision: str | None) -> BadInput:
     if isinstance(error, (httpx2.HTTPError, ConnectionError)):
         return HubUnavailable(_unreachable())
     if isinstance(error, (KeyError, TypeError)):
-        return HubUnusable(_unusable(repo))  # JSON, but not of the Hub's form
+        return HubUnusable(
+            f"the Hub at {endpoint()} answers about {repo} in a form that its client does not read;"
+            " check HF_ENDPOINT"
+        )
     return HubUnavailable(_unusable(repo))  # no JSON, an error page of something in between, say
 
 

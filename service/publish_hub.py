@@ -8,13 +8,11 @@ commit whose answer was lost is recognised by its manifest.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import (
@@ -23,10 +21,9 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     ModelInfo,
-    hf_hub_download,
 )
 
-from service.fetch import byte_counter, check_space
+from service.fetch import blob_id, check_space
 from service.hub import (
     LONG_S,
     HubConflict,
@@ -36,11 +33,12 @@ from service.hub import (
     hub,
     patience,
 )
-from service.listing import describe, files_in
+from service.listing import Listed, describe, files_in
 from service.manifest import check_same_source, digest, file_digests, with_lineage
 from service.offer import Found, Note, NotTold, find_request, head_of, mark_of
 from service.papers import write_manifest
 from service.place import Place, look_at, place_at
+from service.read_back import read_back
 from service.source import Source
 from service.upload import Progress, additions, send
 from tricks import BadInput, Report, TricksmithError
@@ -113,13 +111,16 @@ class _Publication:
         fresh = place.manifest is None
         info = self._new_repo() if place.info is None else place.info
         stale = sorted(place.files - set(self.digests))
-        if not fresh and info.private is not True and (branch := self._branch(info)) is not None:
-            self._read_back(self._send_and_commit(branch, None, stale))
-        made = self._send_and_commit(MAIN, info.sha, stale)
+        changed = self.digests if fresh else self._changed(info)
+        # A new repo was asked to be private: a Hub that does not say whether it is will have heard.
+        seen = info.private is False or (info.private is None and not fresh)
+        if seen and (branch := self._branch(info)) is not None:
+            self._read_back(self._send_and_commit(changed, branch, None, stale))
+        made = self._send_and_commit(changed, MAIN, info.sha, stale)
         self._read_back(made)
-        if not fresh:  # a repo that was there before keeps the visibility its owner gave it
+        if seen:
             self._drop_branch()
-        elif not private:
+        if fresh and not private:  # a repo that was there before keeps the visibility its owner gave it
             self._reveal()
         return self.address
 
@@ -177,9 +178,21 @@ class _Publication:
             raise HubUnavailable(f"{self.to} was created and is not there; try again")
         return info
 
-    def _send_and_commit(self, branch: str, parent: str | None, stale: list[str]) -> str:
+    def _changed(self, info: ModelInfo) -> dict[str, str]:
+        """What the repo does not hold already: the rest is not sent again."""
+        listed = describe(self.api, self.to, info.sha, details=True)
+        there = files_in(self.api, listed, details=True)
+        return {
+            name: sha256
+            for name, sha256 in self.digests.items()
+            if not _is_same(there.get(name), self.folder / name, sha256)
+        }
+
+    def _send_and_commit(
+        self, changed: dict[str, str], branch: str, parent: str | None, stale: list[str]
+    ) -> str:
         """Upload what is missing and commit it; returns the commit."""
-        with additions(self.folder, self.digests, self.progress) as files:
+        with additions(self.folder, changed, self.progress) as files:
             send(self.api, self.to, files, branch, False, self.progress)
             operations: list[_Operation] = [*files, *(CommitOperationDelete(name) for name in stale)]
             tried = False
@@ -225,39 +238,7 @@ class _Publication:
         return place.info.sha if place.info is not None and place.mark == self.mark else None
 
     def _read_back(self, commit: str, digests: dict[str, str] | None = None) -> None:
-        """Download every file of the commit and hold it to what was verified."""
-        digests = digests or self.digests
-        absent = set(digests) - set(files_in(self.api, describe(self.api, self.to, commit)))
-        if absent:
-            raise self._not_as_sent(min(absent))
-        with TemporaryDirectory(dir=self.folder.parent, prefix=".read-back-") as scratch:
-            for name, sha256 in digests.items():
-                self.progress.begin()
-                path = ask(self.to, partial(self._download, name, commit, scratch), commit)
-                with path.open("rb") as stream:
-                    found = hashlib.file_digest(stream, "sha256").hexdigest()
-                if found != sha256:
-                    raise self._not_as_sent(name)
-                size = path.stat().st_size
-                path.unlink()
-                self.progress.finished(size)
-
-    def _download(self, name: str, commit: str, scratch: str) -> Path:
-        path = hf_hub_download(
-            self.to,
-            name,
-            revision=commit,
-            local_dir=scratch,
-            token=self.api.token,
-            endpoint=endpoint(),
-            tqdm_class=byte_counter(self.progress.at),
-        )
-        return Path(path)
-
-    def _not_as_sent(self, name: str) -> TricksmithError:
-        return TricksmithError(
-            f"{name} did not arrive at {self.to} as it was sent; the repo stays as others know it, try again"
-        )
+        read_back(self.api, self.to, commit, digests or self.digests, self.folder.parent, self.progress)
 
     def _reveal(self) -> None:
         """Let others see the repo; where they had to accept the source's terms, they have to here."""
@@ -283,3 +264,10 @@ class _Publication:
     def _drop_branch(self) -> None:
         with suppress(BadInput), patience(BRANCH_S, tries=2, stop=self.progress.still):
             ask(self.to, partial(self.api.delete_branch, self.to, branch=self._branch_name))
+
+
+def _is_same(there: Listed | None, path: Path, sha256: str) -> bool:
+    """Whether the Hub says that it holds these bytes."""
+    if there is None or there.size != path.stat().st_size:
+        return False
+    return there.sha256 == sha256 or (there.blob is not None and there.blob == blob_id(path))

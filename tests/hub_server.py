@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.hub.base import Reply
 from tests.hub.listing import Listing
+from tests.hub.manners import Manner
 from tests.hub.reading import Reading
 from tests.hub.world import Blob, Collection, Fault, Repo, Request, User, is_large
 from tests.hub.writing import Writing
@@ -92,7 +93,16 @@ class HubServer:
         self.bare_listings = False  # some Hubs list names alone
         self.redirects = True  # some serve large files themselves
         self.siblings = True  # some list files by the tree alone
-        self.error_codes = True  # some say by the status alone what is wrong
+        self.error_codes = True  # some say in plain text what is wrong, or by the status alone
+        self.manner: Manner | None = None  # some leave fields out, some add their own
+        self.linked = True  # some send no `X-Linked-*` headers
+        self.ranges = True  # some always send the whole file
+        self.upload_mode: str | None = None  # some take all files as "lfs", or all as "regular"
+        self.dedupes = True  # some take an object again that they have
+        self.conflict = 412  # some say 409
+        self.discussions = True  # some do not list them
+        self.pull_heads = True  # nor the heads of pull requests
+        self.asks = True  # some listings give everything, whatever is asked for
         self.lock = threading.RLock()
         self._seen: list[float] = []
         hub = self

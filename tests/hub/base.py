@@ -59,7 +59,7 @@ class BaseHandler(BaseHTTPRequestHandler):
             if self.fault is not None:
                 time.sleep(self.fault.delay)
                 if self.fault.status is not None:
-                    self.send(self.fault.status, b"{}", self.fault.headers)
+                    self.send(self.fault.status, self.fault.body, self.fault.headers)
                     return
             if (wait := self.world.limited()) is not None:
                 self.send(429, b"{}", {"Retry-After": str(wait)})
@@ -68,10 +68,16 @@ class BaseHandler(BaseHTTPRequestHandler):
                 raise Answer(401, "Invalid credentials in Authorization header")
             self._answer(parts.path)
         except Answer as answer:
-            headers = {"X-Error-Message": answer.message} if self.world.error_codes else {}
-            if answer.code and self.world.error_codes:
-                headers["X-Error-Code"] = answer.code
-            self.send(answer.status, json.dumps({"error": answer.message}).encode(), headers)
+            self._refuse(answer)
+
+    def _refuse(self, answer: Answer) -> None:
+        if not self.world.error_codes:
+            self.send(answer.status, answer.message.encode(), {"Content-Type": "text/plain"})
+            return
+        headers = {"X-Error-Message": answer.message}
+        if answer.code:
+            headers["X-Error-Code"] = answer.code
+        self.send(answer.status, json.dumps({"error": answer.message}).encode(), headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
 
@@ -132,12 +138,13 @@ class BaseHandler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def json(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Reply:
+        data = self.world.manner(self.record.path, data) if self.world.manner else data
         return lambda: self.send(status, json.dumps(data).encode(), headers)
 
     def send_file(self, data: bytes, headers: dict[str, str]) -> None:
         headers = {"Content-Type": "application/octet-stream", **headers}
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
-        if match is None:
+        if match is None or not self.world.ranges:
             self.send(200, data, headers)
             return
         begin, end = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)

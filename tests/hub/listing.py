@@ -59,8 +59,8 @@ class Listing(BaseHandler):
 
     def _matches(self, repo: Repo) -> bool:
         commit = repo.at("main")
-        if commit is None:
-            return False
+        if commit is None or not self.world.asks:
+            return commit is not None
         tags = repo.tags(commit)
         search, author, task = (self._one(name) for name in ("search", "author", "pipeline_tag"))
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from urllib.parse import parse_qs
 
 from tests.hub.base import BaseHandler, Reply
@@ -39,7 +40,14 @@ class Reading(BaseHandler):
             for name, oid in repo.refs.items()
             if not name.startswith("refs/")
         ]
-        return self.json({"branches": branches, "tags": [], "converts": []})
+        found: dict[str, Any] = {"branches": branches, "tags": [], "converts": []}
+        if "include_prs" in self.query and self.world.pull_heads:
+            found["pullRequests"] = [
+                {"name": name, "ref": name, "targetCommit": oid}
+                for name, oid in repo.refs.items()
+                if name.startswith("refs/pr/")
+            ]
+        return self.json(found)
 
     def commits(self, repo_id: str, revision: str) -> Reply:
         repo = self.repo(repo_id)
@@ -80,11 +88,11 @@ class Reading(BaseHandler):
             return lambda: self.send_file(blob.data, {**headers, "ETag": etag})
         # Large files live elsewhere, and the client must not send its token there.
         self.world.objects[blob.sha256] = blob.data
-        headers |= {
-            "X-Linked-ETag": f'"{blob.sha256}"',
-            "X-Linked-Size": str(len(blob.data)),
-            "Location": f"{self.world.cdn}/cdn/{blob.sha256}/{name}",
-        }
+        headers["Location"] = f"{self.world.cdn}/cdn/{blob.sha256}/{name}"
+        if self.world.linked:
+            headers |= {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))}
+        else:
+            headers["ETag"] = f'"{blob.sha256}"'
         return lambda: self.send(302, b"", headers)
 
     def cdn(self, sha256: str, name: str) -> Reply:

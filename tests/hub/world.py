@@ -213,9 +213,9 @@ class Request:
 class Fault:
     """What the next `times` requests that match suffer, after `skip` that do not.
 
-    `status` (with `headers`): that answer; `cut`: the connection ends after so many bytes of the answer's
-    body; `cut_in`: after so many of the request's; `flip`: one wrong byte; `etag`: a stale one; `delay`:
-    seconds before the answer; `lost`: the work is done and the answer never comes.
+    `status` (with `headers` and `body`): that answer; `cut`: the connection ends after so many bytes of the
+    answer's body; `cut_in`: after so many of the request's; `flip`: one wrong byte; `etag`: a stale one;
+    `delay`: seconds before the answer; `lost`: the work is done and the answer never comes.
     """
 
     pattern: re.Pattern[str]
@@ -223,6 +223,7 @@ class Fault:
     skip: int = 0
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b"{}"
     cut: int | None = None
     cut_in: int | None = None
     flip: bool = False

@@ -71,7 +71,7 @@ class Writing(BaseHandler):
         for file in json.loads(self.body)["files"]:
             large = is_large(file["path"], base64.b64decode(file["sample"])) or file["size"] > LFS_FROM
             blob = there.get(file["path"])
-            mode = "lfs" if large else "regular"
+            mode = self.world.upload_mode or ("lfs" if large else "regular")
             oid = (blob.sha256 if blob.lfs else blob.oid) if blob else None
             files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return self.json({"files": files})
@@ -85,7 +85,7 @@ class Writing(BaseHandler):
             answer: dict[str, Any] = {"oid": oid, "size": size}
             if self.world.quota is not None and size + self._stored() > self.world.quota:
                 answer["error"] = {"code": 403, "message": "storage limit reached"}
-            elif oid not in self.world.objects:
+            elif oid not in self.world.objects or not self.world.dedupes:
                 answer["actions"] = {
                     "upload": self._upload_action(oid, size),
                     "verify": {"href": f"{self.world.endpoint}/lfs/{oid}/verify", "header": {}},
@@ -162,7 +162,8 @@ class Writing(BaseHandler):
                 title = value["summary"]
                 parent = value.get("parentCommit")
                 if parent and not base.oid.startswith(parent):
-                    raise Answer(412, "A commit has happened since. Please refresh and try again.")
+                    message = "A commit has happened since. Please refresh and try again."
+                    raise Answer(self.world.conflict, message)
             elif item["key"] == "file":
                 files[value["path"]] = Blob(base64.b64decode(value["content"]))
             elif item["key"] == "lfsFile":
@@ -190,6 +191,8 @@ class Writing(BaseHandler):
 
     def discussions(self, repo_id: str) -> Reply:
         repo = self.repo(repo_id)
+        if not self.world.discussions:
+            raise Answer(404, "Not found")
         listed = [
             {
                 "num": pr["num"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import threading
 import time
@@ -201,6 +202,25 @@ def test_unchanged_files_are_not_sent_twice(
     hub.requests.clear()
     publish(made, "smith/again", evidence=EQUIVALENT, source=source)
     assert hub.calls("PUT /lfs/") == 0
+
+
+def test_what_a_repo_holds_already_is_not_sent_to_it_again(
+    hub: HubServer, source: Source, made: Path, tmp_path: Path
+) -> None:
+    """Also where the Hub would take it a second time: of four shards and the rest, one shard changed."""
+    hub.dedupes = False
+    publish(made, "smith/tiny", evidence=EQUIVALENT, source=source)
+    changed = Path(source.folder or "") / source.weights[2]
+    changed.write_bytes(changed.read_bytes()[:-2] + b"\1\1")
+    convert_by_copy(source, tmp_path / "work2")
+    hub.requests.clear()
+    publish(tmp_path / "work2", "smith/tiny", evidence=EQUIVALENT, source=source)
+    sent = {r.path.rsplit("/", 1)[-1] for r in hub.requests if r.method == "PUT" and "/lfs/" in r.path}
+    assert sent == {hashlib.sha256(changed.read_bytes()).hexdigest()}
+    files = hub.repo("smith/tiny").files
+    assert {name: data for name, data in files.items() if name != ".gitattributes"} == contents(
+        tmp_path / "work2"
+    )
 
 
 def test_another_models_conversion_is_not_written_over(

@@ -1,0 +1,227 @@
+"""Hubs that are not the one: terse, talkative, without this or that. The whole way works on each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.api import Service
+from service.deciding import Outcome
+from service.fetch import fetch
+from service.hub import HubUnavailable
+from service.manifest import read_manifest
+from service.papers import write_papers
+from service.publish import check_destination, publish
+from service.source import Source, resolve
+from service.watches import Kind, new_watch
+from tests.hub.manners import chatty, terse
+from tests.hub_models import EQUIVALENT, convert_by_copy, write_model
+from tests.hub_server import HubServer
+from tricks import BadInput
+
+LATER = "2099-01-01T00:00:00.000Z"
+
+HUBS: dict[str, dict[str, Any]] = {
+    "terse": {"manner": terse, "linked": False, "error_codes": False, "branches": False},
+    "terse, without redirects or ranges": {"manner": terse, "redirects": False, "ranges": False},
+    "talkative": {"manner": chatty},
+    "every file large": {"upload_mode": "lfs", "conflict": 409},
+    "no file large": {"upload_mode": "regular", "bare_listings": True},
+    "deaf to filters": {"asks": False, "page_size": 1, "discussions": False},
+    "without lists of requests": {"discussions": False, "pull_heads": False, "siblings": False},
+}
+
+
+@pytest.fixture(params=HUBS, ids=list(HUBS))
+def other(hub: HubServer, request: pytest.FixtureRequest) -> HubServer:
+    for name, value in HUBS[request.param].items():
+        assert hasattr(hub, name)
+        setattr(hub, name, value)
+    return hub
+
+
+def as_verified(service: Service, model: str, out: Path) -> Source:
+    """Convert `model` into `out`, with the card that it would have after a comparison."""
+    service.convert(model, out, ["flashnorm"])
+    card = (out / "README.md").read_text().replace("**UNVERIFIED**", "**Verdict: equivalent**")
+    write_papers(out, card=card)
+    return resolve(model)
+
+
+def files(hub: HubServer, repo: str, revision: str = "main") -> dict[str, bytes]:
+    at = hub.repo(repo).at(revision)
+    assert at is not None
+    return {name: blob.data for name, blob in at.files.items() if name != ".gitattributes"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_whole_way(other: HubServer, running: Service, small_llama: Path, tmp_path: Path) -> None:
+    other.add_model("forge/small", small_llama)
+    looked = running.preflight("forge/small", ["flashnorm"])
+    assert looked.plan.fits
+    assert looked.download == sum(
+        (small_llama / file.name).stat().st_size for file in resolve("forge/small").files
+    )
+    out = tmp_path / "out"
+    source = as_verified(running, "forge/small", out)
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert manifest["source"]["commit"] == other.repo("forge/small").refs["main"]
+
+    assert check_destination("smith/made", source=source) == "smith/made"
+    address = publish(out, "smith/made", evidence=EQUIVALENT, source=source)
+    repo = other.repo("smith/made")
+    assert not repo.private
+    assert files(other, "smith/made") == contents(out)
+    assert len(repo.commits) == 2
+    assert publish(out, "smith/made", evidence=EQUIVALENT, source=source) == address
+    assert len(repo.commits) == 2
+
+    made = running.inspect("smith/made")
+    assert made.source == f"forge/small@{manifest['source']['commit']}"
+    assert made.evidence is not None
+    assert running.reproduce("smith/made").same
+
+    other.add_model("other/theirs", {"README.md": b"theirs"})
+    asked = publish(out, "other/theirs", evidence=EQUIVALENT, source=source, pr=True)
+    assert asked == f"{other.endpoint}/other/theirs/discussions/1"
+    assert files(other, "other/theirs", "refs/pr/1") == contents(out)
+    assert files(other, "other/theirs") == {"README.md": b"theirs"}
+
+
+def test_a_later_conversion_and_its_conflict(other: HubServer, tmp_path: Path) -> None:
+    first = resolve(str(write_model(tmp_path / "tiny")))
+    convert_by_copy(first, tmp_path / "work")
+    publish(tmp_path / "work", "smith/tiny", evidence=EQUIVALENT, source=first)
+    later = resolve(str(write_model(tmp_path / "later" / "tiny", shards=1, seed=1)))
+    convert_by_copy(later, tmp_path / "work2")
+
+    def meddle(unit: str, done: int, total: int) -> None:
+        repo = other.repo("smith/tiny")
+        head = repo.at("main")
+        if len(repo.commits) == 2 and head is not None:
+            repo.commit({**head.files}, "an edit by hand")
+
+    with pytest.raises(BadInput, match="meanwhile; look at it"):
+        publish(tmp_path / "work2", "smith/tiny", evidence=EQUIVALENT, source=later, report=meddle)
+    publish(tmp_path / "work2", "smith/tiny", evidence=EQUIVALENT, source=later)
+    assert files(other, "smith/tiny") == contents(tmp_path / "work2")
+
+
+def test_a_watch_follows(other: HubServer, running: Service, small_llama: Path) -> None:
+    for owner in ("forge", "other"):
+        other.add_model(f"{owner}/old", small_llama)
+    made = new_watch(Kind.AUTHOR, "forge", ["flashnorm"], "smith")
+    running.watches.add(made)
+    assert not [d for d in running.watching.poll(made) if d.outcome is Outcome.QUEUED]
+    for owner in ("forge", "other"):
+        other.add_model(f"{owner}/new", small_llama).created = LATER
+    found = running.watching.poll(made)
+    assert [(d.model, d.outcome) for d in found] == [("forge/new", Outcome.QUEUED)]
+    assert running.watching.poll(made) == []
+
+
+def test_bytes_are_checked_though_the_listing_says_nothing_of_them(
+    other: HubServer, small_llama: Path, tmp_path: Path
+) -> None:
+    other.add_model("forge/small", small_llama)
+    source = resolve("forge/small")
+    assert all(file.sha256 or file.blob for file in source.files)
+    other.fail(r"GET /(forge/small/resolve|cdn)/.*model\.safetensors", flip=True, times=2)
+    with pytest.raises(HubUnavailable, match="arrived with other bytes"):
+        fetch(source, tmp_path / "in")
+
+
+def test_a_request_that_may_be_open_is_not_sent_again(
+    hub: HubServer, small_llama: Path, tmp_path: Path
+) -> None:
+    """The worker dies between opening it and noting it, on a Hub that lists no requests."""
+    hub.discussions = hub.pull_heads = False
+    hub.add_model("other/tiny", {"README.md": b"theirs"})
+    source = resolve(str(write_model(tmp_path / "tiny")))
+    convert_by_copy(source, tmp_path / "work")
+    hub.fail("commit/main", lost=True)
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"is not known, .*; look at .*/other/tiny/discussions"):
+            publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+    assert len(hub.repo("other/tiny").prs) == 1
+
+
+@pytest.mark.parametrize("status", ["open", "draft", "merged", "closed"])
+def test_a_request_is_found_again_whatever_became_of_it(hub: HubServer, tmp_path: Path, status: str) -> None:
+    hub.add_model("other/tiny", {"README.md": b"theirs"})
+    source = resolve(str(write_model(tmp_path / "tiny")))
+    manifest = convert_by_copy(source, tmp_path / "work")
+    address = publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+    hub.repo("other/tiny").prs[0]["status"] = status
+    # Another machine, with other versions, carries the same request out again.
+    newer = manifest | {"versions": manifest["versions"] | {"torch": "99.0"}}
+    write_papers(tmp_path / "work", card=(tmp_path / "work" / "README.md").read_text(), manifest=newer)
+    if status == "closed":
+        with pytest.raises(BadInput, match="offered this and was closed; ask its owner"):
+            publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+    else:
+        again = publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+        assert again == address
+    assert len(hub.repo("other/tiny").prs) == 1
+
+
+def test_a_request_that_was_not_read_back_is_read_back_the_next_time(hub: HubServer, tmp_path: Path) -> None:
+    hub.add_model("other/tiny", {"README.md": b"theirs"})
+    source = resolve(str(write_model(tmp_path / "tiny")))
+    convert_by_copy(source, tmp_path / "work")
+    hub.fail("GET /cdn/", flip=True, times=2)
+    for _ in range(2):
+        with pytest.raises(Exception, match="did not arrive"):
+            publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+    publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+    assert len(hub.repo("other/tiny").prs) == 1
+
+
+def test_a_token_whose_organisations_are_not_told_is_left_to_the_hub(hub: HubServer) -> None:
+    hub.manner = terse
+    assert check_destination("forge/new") == "forge/new"
+    assert dataclasses.is_dataclass(hub.users["hf_smith"])
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "said"),
+    [
+        (403, "Access to this resource is disabled.", "is disabled on the Hub"),
+        (451, "gone for good", "is disabled on the Hub"),
+        (410, "gone", "is gone from the Hub"),
+        (403, "Your request to access model x is awaiting a review", "is gated and this token has no access"),
+        (403, "no", "may not do that"),
+        (400, "bad", "refuses the request"),
+        (418, "", "refuses the request"),
+        (500, "<html>oops</html>", "failed on forge/tiny"),
+    ],
+)
+@pytest.mark.parametrize("form", ["header", "json", "text"])
+def test_a_refusal_is_understood_in_any_form(
+    hub: HubServer, status: int, text: str, said: str, form: str
+) -> None:
+    import json
+
+    body = json.dumps({"error": text}) if form == "json" else text
+    what = {"headers": {"X-Error-Message": text}} if form == "header" else {"body": body.encode()}
+    hub.fail("GET /api/models/forge/tiny", status=status, times=9, **what)
+    with pytest.raises(BadInput, match=said) as caught:
+        resolve("forge/tiny")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["Storage quota exceeded", "storage limit reached"])
+def test_a_full_account_is_said_by_a_commit_too(hub: HubServer, tmp_path: Path, text: str) -> None:
+    source = resolve(str(write_model(tmp_path / "tiny")))
+    convert_by_copy(source, tmp_path / "work")
+    hub.fail("commit/main", status=403, body=text.encode())
+    with pytest.raises(BadInput, match="has no room for smith/tiny; free storage"):
+        publish(tmp_path / "work", "smith/tiny", evidence=EQUIVALENT, source=source)
+    assert hub.repo("smith/tiny").private
