@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from service.card import render_card
+from service.comparing import TIME_LIMIT_S, Answer, Comparison, Comparisons, check, check_job
 from service.disk import disk_errors
 from service.events import Event
 from service.evidence_request import EvidenceRequest, is_default, seconds_for
@@ -34,7 +35,7 @@ from service.naming import converted_name
 from service.papers import no_fit, write_papers
 from service.preflight import Preflight, preflight
 from service.publish import check_destination, check_visibility
-from service.queue import make_app, send, send_look
+from service.queue import make_app, send, send_comparison, send_look
 from service.redis_server import running_redis
 from service.registry import About, Registry
 from service.reproduction import Reproduction, reproduce
@@ -79,6 +80,7 @@ class Service:
         self._connected: tuple[JobStore, Celery] | None = None
         self._watch_store: WatchStore
         self._vault: Vault
+        self._comparisons: Comparisons
         self._workers: Registry | None = None
 
     def __enter__(self) -> Self:
@@ -413,6 +415,55 @@ class Service:
         text = self._paper(job_id, "plan", viewer)
         return None if text is None else Plan.from_json(json.loads(text))
 
+    # -- side by side ------------------------------------------------------------------------------
+
+    def compare(
+        self,
+        job_id: str,
+        prompt: str,
+        new: int,
+        *,
+        viewer: str | None = None,
+        grant: Grant | None = None,
+    ) -> Comparison:
+        """Have a published job's source and result write up to `new` tokens on after `prompt`, on a worker.
+
+        Args:
+            grant: a visitor's sign-in, with which what is not public is read.
+
+        Raises:
+            BadInput: nothing was published, the request is too large, or this user waits for another one.
+        """
+        check(prompt, new)
+        job = self.job(job_id, viewer=viewer)
+        check_job(job)
+        _, app = self._connect()
+        made, fresh = self._comparisons.create(job_id, prompt, new, viewer)
+        if fresh:
+            if grant is not None:
+                self._vault.keep(made.id, grant)
+            on_gpu = job.lane.startswith(Queue.GPU) and self._registry.has(Queue.GPU)
+            try:
+                send_comparison(app, made.id, Queue.GPU if on_gpu else Queue.CPU, TIME_LIMIT_S)
+            except Exception as error:
+                self._comparisons.release(made)
+                log.warning("comparison %s: no message could be sent (%s)", made.id, type(error).__name__)
+                raise BadInput("the queue takes nothing now; try again in a minute") from error
+        return made
+
+    def comparison(self, comparison_id: str, *, viewer: str | None = None) -> tuple[Comparison, Answer]:
+        """What was asked, and what came of it so far.
+
+        Raises:
+            BadInput: there is no such comparison, or none for this viewer's eyes.
+        """
+        self._connect()
+        asked = self._comparisons.get(comparison_id)
+        self.job(asked.job, viewer=viewer)
+        if viewer is not None and asked.user != viewer:
+            raise BadInput("this comparison is somebody else's; compare anew")
+        return asked, self._comparisons.answer(asked)
+
     def workers(self) -> list[About]:
         """The living workers."""
         self._connect()
@@ -474,6 +525,8 @@ class Service:
                 store, app, self._workers = JobStore(url), make_app(url), Registry(url)
                 self._watch_store = WatchStore(url)
                 self._stack.callback(self._watch_store.close)
+                self._comparisons = Comparisons(url)
+                self._stack.callback(self._comparisons.close)
                 self._vault = Vault(url, self.settings)
                 self._stack.callback(self._vault.close)
                 self._stack.callback(store.close)

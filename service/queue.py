@@ -20,6 +20,7 @@ RUN = "tricksmith.run"
 RECOVER = "tricksmith.recover"
 POLL = "tricksmith.poll"
 LOOK = "tricksmith.look"
+COMPARE = "tricksmith.compare"
 WATCH = "watch"
 """The queue of what the watches ask for: short, and never behind a job."""
 POLL_EVERY = 60.0  # seconds between two looks at which watches are due
@@ -93,6 +94,16 @@ def top_up(app: Celery, store: JobStore, *, no_gpu: bool = False) -> int:
             send(app, "", queue.value)
         sent += max(0, missing)
     return sent
+
+
+def compare_queue(queue: str) -> str:
+    """The queue of comparisons that the workers of `queue` take: never behind the jobs that wait there."""
+    return f"compare-{queue}"
+
+
+def send_comparison(app: Celery, comparison_id: str, queue: str, expires: float) -> None:
+    """Have a worker of `queue` run a comparison within `expires` seconds, or nobody."""
+    app.send_task(COMPARE, args=[comparison_id], queue=compare_queue(queue), expires=expires)
 
 
 def send_look(app: Celery, model: str) -> None:

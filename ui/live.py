@@ -1,4 +1,5 @@
-"""The addresses that open pages ask: `GET /live/job?id=...&seen=...` and `GET /live/queue?seen=...`.
+"""The addresses that open pages ask: `GET /live/job?id=...&seen=...`, `/live/compare?id=...&seen=...` and
+`/live/queue?seen=...`.
 
 Each answers 204 where nothing changed since the version `seen`, else one JSON object of HTML pieces.
 """
@@ -14,22 +15,26 @@ from tricks import TricksmithError
 from ui.pages.live import Live, Snapshot, refused
 from ui.pages.visitor import Visitor, visitor
 
-_LONGEST = 64  # characters of a job's id
+_LONGEST = 64  # characters of an id
 _HEADERS = {"Cache-Control": "no-store"}
 
 
 def add_live(app: FastAPI, live: Live) -> None:
-    """Answer both addresses."""
+    """Answer these addresses."""
 
     # Not async: they read Redis, so each runs on a thread of the server's pool.
     def job(request: Request) -> Response:
         job_id = request.query_params.get("id", "")[:_LONGEST]
         return _answer(request, lambda asker: live.job(job_id, asker))
 
+    def compare(request: Request) -> Response:
+        comparison_id = request.query_params.get("id", "")[:_LONGEST]
+        return _answer(request, lambda asker: live.comparison(comparison_id, asker))
+
     def queue(request: Request) -> Response:
         return _answer(request, live.queue)
 
-    for path, handler in (("/live/job", job), ("/live/queue", queue)):
+    for path, handler in (("/live/job", job), ("/live/compare", compare), ("/live/queue", queue)):
         app.add_api_route(path, handler, methods=["GET"], include_in_schema=False)
         # Before the pages' own catch-all routes.
         app.router.routes.insert(0, app.router.routes.pop())

@@ -15,7 +15,7 @@ from service.api import Service
 from tricks import BadInput
 from ui.door import Door, Rates
 from ui.live import add_live
-from ui.pages import api, explore, gallery, job, jobs, watches
+from ui.pages import api, compare, explore, gallery, job, jobs, watches
 from ui.pages.guard import is_loopback
 from ui.pages.live import Live
 from ui.pages.script import HEAD
@@ -33,6 +33,9 @@ def build(service: Service, *, folders: bool) -> gr.Blocks:
     with app.route("Queue", "/jobs"):
         Navbar(main_page_name=_HOME)
         jobs.build()
+    with app.route("Compare", "/compare") as page:
+        Navbar(main_page_name=_HOME)
+        compare.build(page, service)
     with app.route("Gallery", "/gallery") as page:
         Navbar(main_page_name=_HOME)
         gallery.build(page, service)

@@ -71,8 +71,22 @@ class Child:
             self._told = now
             self._answer({"report": [unit, done, total]})
 
+    def _write(self, request: dict[str, Any]) -> dict[str, Any]:
+        from evals.writing import write_both
+
+        def tell(told: dict[str, Any]) -> None:
+            if self._cancelled.is_set():
+                raise Cancelled("cancelled")
+            self._answer({"tell": told})
+
+        paths = Path(request["source"]), Path(request["converted"])
+        write_both(*paths, request["prompt"], request["new"], tell)
+        return {}
+
     def _outcome(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
+            if request["do"] == "write":
+                return {"done": self._write(request)}
             return {"done": DEEDS[request["do"]](request, self.report)}
         except Cancelled:
             return {"error": Error.CANCELLED, "text": "cancelled"}

@@ -27,7 +27,7 @@ from service.api import Service
 from service.health import Health, served
 from service.lanes import Queue
 from service.logs import set_up_logs
-from service.queue import RECOVER_EVERY, WATCH, make_app, top_up
+from service.queue import RECOVER_EVERY, WATCH, compare_queue, make_app, top_up
 from service.redis_server import running_redis
 from service.registry import SEEN_FOR
 from service.retention import retire
@@ -72,7 +72,7 @@ def run_worker(
         celery = app.Worker(
             pool="threads",
             concurrency=settings.concurrency,
-            queues=list(queues),
+            queues=[*queues, *map(compare_queue, queues)],
             hostname=f"{worker.id}@%h",
             loglevel="INFO",
             without_gossip=True,

@@ -109,8 +109,15 @@ class ChildProcess:
     ) -> None:
         self.kill()
 
-    def ask(self, do: str, report: Report, **arguments: Any) -> dict[str, Any]:
-        """Have the child do something, and hand its reports on.
+    def ask(
+        self,
+        do: str,
+        report: Report,
+        *,
+        tell: Callable[[dict[str, Any]], None] | None = None,
+        **arguments: Any,
+    ) -> dict[str, Any]:
+        """Have the child do something, and hand on its reports, and to `tell` what else it tells meanwhile.
 
         Raises:
             Cancelled: `stop` said so, or `report` raised it; the child is stopped then.
@@ -136,10 +143,13 @@ class ChildProcess:
                 return done
             if "error" in message:
                 raise _as_error(Error(message["error"]), message["text"])
-            if asked_at is None:
-                if self._stop():
-                    asked_at = time.monotonic()
-                    self._say({"do": "cancel"})
+            if asked_at is None and self._stop():
+                asked_at = time.monotonic()
+                self._say({"do": "cancel"})
+            if "tell" in message:
+                if tell is not None and asked_at is None:
+                    tell(message["tell"])
+            elif asked_at is None:
                 unit, reached, total = message["report"]
                 report(unit, reached, total)
 

@@ -8,7 +8,8 @@ from typing import Any
 from celery import Celery
 
 from service.lanes import Queue
-from service.queue import RECOVER, RUN, top_up
+from service.queue import COMPARE, RECOVER, RUN, top_up
+from workers.comparing import run_comparison
 from workers.run import run_job
 from workers.worker import Worker
 
@@ -30,6 +31,10 @@ def add_tasks(app: Celery, worker: Worker) -> None:
         run_job(attempt, worker)
         # Messages may have come and gone while a limit held jobs back: now one may run.
         top_up(app, worker.store)
+
+    @app.task(name=COMPARE)
+    def compare(comparison_id: str) -> None:
+        run_comparison(worker, comparison_id)
 
     @app.task(name=RECOVER)
     def recover_jobs() -> None:

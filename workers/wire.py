@@ -1,7 +1,8 @@
 """What the worker and its child process say to each other: one JSON object per line.
 
-The worker asks:      {"do": "plan" | "convert" | "verify", ...arguments} or {"do": "cancel"}
-The child answers:    {"report": [unit, done, total]} any number of times, then
+The worker asks:      {"do": "plan" | "convert" | "verify" | "write", ...arguments} or {"do": "cancel"}
+The child answers:    {"report": [unit, done, total]}, or {"tell": {...}} where it writes, any number of
+                      times, then
                       {"done": {...}} or {"error": KIND, "text": one line}
 """
 

@@ -13,7 +13,7 @@ import gradio as gr
 from gradio.events import api
 
 from service.api import Service
-from tricks import BadInput, TricksmithError
+from tricks import TricksmithError
 from ui.pages.escape import esc
 from ui.pages.guard import check_folders
 from ui.pages.visitor import Visitor, visitor
@@ -64,8 +64,7 @@ class Endpoints:
         """Queue a conversion, or find the job that does the same already; the job."""
 
         def ask(asker: Visitor) -> dict[str, Any]:
-            if not asker.operator and asker.grant is None:
-                raise BadInput("sign in with Hugging Face first; a conversion is published under your name")
+            asker.check_signed_in()
             check_folders(self.folders, model=model, **({"to": to} if to else {}))
             made = self.service.submit(model, tricks, to or None, pr=pr, private=private, grant=asker.grant)
             return made.to_json()

@@ -116,10 +116,7 @@ class Handlers:
             return "", parts.problem(_OURS)
 
     def _submit(self, model: str, recipe: list[str], to: str, pr: bool, private: bool, asker: Visitor) -> str:
-        if not asker.operator and asker.grant is None:
-            raise BadInput(
-                "your sign-in has ended, or you never signed in; sign in above: what you typed is kept"
-            )
+        asker.check_signed_in()
         if not to and asker.operator:
             raise BadInput("no destination; give NAMESPACE/NAME on the Hub, or a folder")
         check_folders(self.folders, model=model, **({"to": to} if to else {}))

@@ -1,8 +1,6 @@
 // Asks its address again and again and puts what changed where `data-live` says.
 const name = new URL(ADDRESS, document.baseURI);
-const id = new URLSearchParams(window.location.search).get('id');
-if (id !== null) name.searchParams.set('id', id);
-let seen = '', papers = null, final = false, lost = 0;
+let seen = '', papers = null, final = false, every = 1000, lost = 0;
 const put = (told) => {
   for (const at of element.querySelectorAll('[data-live]')) {
     const html = told[at.dataset.live];
@@ -16,13 +14,15 @@ const put = (told) => {
 const look = async () => {
   if (!element.isConnected) return;
   try {
+    const id = new URLSearchParams(window.location.search).get('id');
+    if (id !== null) name.searchParams.set('id', id);
     name.searchParams.set('seen', seen);
     const answer = await fetch(name, { cache: 'no-store', signal: AbortSignal.timeout(10000) });
     if (answer.status !== 200 && answer.status !== 204) throw new Error(answer.status);
     lost = 0;
     if (answer.status === 200) {
       const told = await answer.json();
-      seen = told.version; final = told.final;
+      seen = told.version; final = told.final; every = told.every || 1000;
       put(told);
       if (told.papers !== undefined && told.papers !== papers) {
         const first = papers === null;
@@ -35,7 +35,8 @@ const look = async () => {
   }
   element.querySelector('.ts-lost').hidden = lost < 3;
   clearTimeout(element.next);
-  element.next = setTimeout(look, document.hidden ? 10000 : final ? 4000 : 1000);
+  element.next = setTimeout(look, document.hidden ? 10000 : final ? 4000 : every);
 };
+window.addEventListener('ts-look', look);
 document.addEventListener('visibilitychange', () => { if (!document.hidden) look(); });
 look();

@@ -19,12 +19,14 @@ from service.api import Service
 from service.events import Event
 from service.jobs import Job, Stage, State
 from tricks import TricksmithError
-from ui.pages import parts
+from ui.pages import parts, sides
 from ui.pages.escape import esc, when
 from ui.pages.visitor import Visitor
 from ui.rates import WINDOW_S, per_second
 
 FRESH_S = 0.5
+COMPARED_MS = 400
+"""How soon a page that shows two models writing asks again."""
 _FORGET_S = 120.0
 _LOGGED = 200  # lines
 
@@ -127,8 +129,7 @@ class Live:
             "final": job.state.final,
             "where": self.place(job) if job.state is State.QUEUED else "",
         }
-        version = _digest(told)
-        reader.snapshot = Snapshot(version, json.dumps({"version": version, **told}).encode())
+        reader.snapshot = _snapshot(told)
 
     def place(self, job: Job) -> str:
         """Where a queued job stands, in words."""
@@ -144,12 +145,23 @@ class Live:
                 self._queue = (time.monotonic(), jobs)
             return jobs
 
+    def comparison(self, comparison_id: str, asker: Visitor) -> Snapshot:
+        """A comparison as far as it has come.
+
+        Raises:
+            BadInput: there is no such comparison for this visitor.
+        """
+        if not comparison_id:
+            return _snapshot({"sides": "", "final": True})
+        asked, answer = self._service.comparison(comparison_id, viewer=asker.viewer)
+        html = sides.view(self._service.job(asked.job), asked, answer)
+        return _snapshot({"sides": html, "final": answer.final, "every": COMPARED_MS})
+
     def queue(self, asker: Visitor) -> Snapshot:
         """The queue as this visitor may see it."""
         jobs = self.latest()
         html = parts.jobs_table([job for job in jobs if asker.sees(job)], jobs)
-        version = _digest(html)
-        return Snapshot(version, json.dumps({"version": version, "jobs": html, "final": False}).encode())
+        return _snapshot({"jobs": html, "final": False})
 
 
 def expected(ahead: int, jobs: list[Job]) -> float | None:
@@ -169,9 +181,12 @@ def refused(error: TricksmithError) -> Snapshot:
     """What a page shows in place of a job that is not there for its visitor."""
     gone = parts.problem(str(error))
     told: dict[str, Any] = {"head": gone, "stages": "", "outcome": "", "log": "", "papers": "gone"}
+    return _snapshot({"said": "", "final": True, "where": "", "sides": gone, **told})
+
+
+def _snapshot(told: dict[str, Any]) -> Snapshot:
     version = _digest(told)
-    said = {"version": version, "said": "", "final": True, "where": "", **told}
-    return Snapshot(version, json.dumps(said).encode())
+    return Snapshot(version, json.dumps({"version": version, **told}).encode())
 
 
 def _may_have_evidence(job: Job) -> bool:

@@ -176,7 +176,12 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
         f'<tr><th scope="row">{esc(name)}</th><td>{esc(value)}</td></tr>'
         for name, value in evidence.headline()
     )
-    where = f'<p class="ts-where">Published: {_link(job.result)}</p>' if job.result else ""
+    where = (
+        f'<p class="ts-where">Published: {_link(job.result)}</p>'
+        f'<p><a href="compare?job={esc(job.id)}">Watch both models write, side by side</a></p>'
+        if job.result
+        else ""
+    )
     return (
         f'<section class="ts-verdict {"ts-yes" if good else "ts-no"}">'
         f"<h2>{'✓' if good else '✕'} {esc(str(evidence.verdict).capitalize())}</h2>"

@@ -43,6 +43,14 @@ class Visitor:
         """Whether they may cancel and retry a job."""
         return self.operator or (self.name is not None and job.user == self.name)
 
+    def check_signed_in(self) -> None:
+        """Raises BadInput where somebody must sign in first, or again."""
+        if not self.operator and self.grant is None:
+            raise BadInput(
+                "your sign-in has ended, or you never signed in; sign in with Hugging Face above: what you"
+                " typed is kept"
+            )
+
     def check_sees(self, job: Job) -> None:
         """Raises BadInput in the words of a job that does not exist."""
         if not self.sees(job):
