@@ -141,6 +141,23 @@ def savings_rows(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
+def gains(plan: Plan) -> list[tuple[str, str]]:
+    """What a plan saves or costs, as (value, what it is of); nothing of what stays as it is."""
+    rows, said = [], plan.savings
+    saved = said.get("weight_bytes_saved", 0)
+    if saved:
+        rows.append((size(abs(saved)), f"{'less' if saved > 0 else 'more'} to store"))
+    for key, before in said.items():
+        after = said.get(key.replace("_before", "_after"))
+        if "_before" not in key or after is None or after == before:
+            continue
+        name = key.replace("_before", "").replace("_", " ").replace("cache bytes", "cache")
+        scaled = size if "bytes" in key else "{:,}".format
+        if not name.endswith(("16", "1024")):  # a card has room for the smallest and a large batch
+            rows.append((f"{scaled(before)} → {scaled(after)}", name))
+    return rows
+
+
 def proof_line(plan: Plan) -> str:
     """What the plan's own proof showed, in words."""
     if not plan.fits:

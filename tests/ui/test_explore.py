@@ -28,6 +28,10 @@ def test_every_known_trick_is_looked_at(model: Path) -> None:
     shown = found.facts(seen) + found.wiring(seen) + found.cards(seen)
     assert "3.44 M" in shown
     assert shown.count('class="ts-card"') == len(TRICKS)
+    assert "4.6 kB → 2.5 kB" in found.cards(seen)
+    assert "2.1 MB</b> more to store" in found.cards(seen)
+    fitting = [(look.trick.name, look.plan) for look in seen.looks if look.plan]
+    assert set(charts.cache(seen.figures, fitting, 1)["model"]) == {"source", "slim"}
     assert next(iter(charts.weights(seen)["model"])) == "source"
 
 

@@ -25,8 +25,8 @@ _PROMPT = "The three most important things to know about"
 _NEW = 32
 _LOOKED_AT = 200  # jobs
 _BODY = (
-    '<p class="ts-lost ts-warn" hidden role="alert">The connection is lost. The models go on; this page tries again '
-    'by itself.</p><div data-live="sides" class="ts-slot-sides"></div>'
+    '<p class="ts-lost ts-warn" hidden role="alert">The connection is lost. The models go on; this page '
+    'tries again by itself.</p><div data-live="sides" class="ts-slot-sides"></div>'
 )
 _SHOW = (
     "(q) => { if (!q) return; window.history.replaceState(null, '', q); "
@@ -91,8 +91,8 @@ def build(page: gr.Blocks, service: Service) -> None:
         prompt = gr.Textbox(
             value=_PROMPT,
             label="Prompt",
-            info=f"Both models write on after it, the likeliest token each time; {LONGEST_PROMPT:,} characters at"
-            " most",
+            info=f"Both models write on after it, the likeliest token each time; at most {LONGEST_PROMPT:,}"
+            " characters",
             lines=3,
             max_length=LONGEST_PROMPT,
             elem_id="prompt",

@@ -17,15 +17,27 @@ import gradio as gr
 import pandas as pd
 
 from service.api import Service
+from service.evidence_request import EvidenceRequest
 from service.explore import Explored
-from tricks import TRICKS, BadInput, TricksmithError
+from tricks import BadInput, TricksmithError
 from ui.pages import charts, found, options, parts
+from ui.pages.escape import esc
 from ui.pages.guard import check_folders
-from ui.pages.visitor import Visitor, signs_in, visitor
+from ui.pages.visitor import signs_in, visitor
+from ui.pages.words import in_order
 
-_EMPTY = (
-    "Name a model, or search for one. Its config and headers are read, no weight: in seconds you see which "
-    "tricks fit, and what each would save."
+_EXAMPLES = ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-0.5B", "openai-community/gpt2")
+_STEPS = (
+    (
+        "See",
+        "Name a model, or search for one. Its config and headers are read, no weight: in seconds you see"
+        " which tricks fit, and what each would save.",
+    ),
+    ("Watch", "Convert it. The work streams through a worker, and its page shows every stage as it runs."),
+    (
+        "Trust",
+        "The result is measured against its source. Only what proves to be the same model is published.",
+    ),
 )
 _STALE = "The request has changed. “Show plan” again to see what it would do now."
 _OURS = "something broke on our side; what you typed is kept: try again, or see the server's log"
@@ -35,6 +47,8 @@ _GO = "(id) => { if (id) window.location.assign('job?id=' + encodeURIComponent(i
 _ADDRESS = "(q) => { if (q && q !== window.location.search) window.history.pushState(null, '', q); }"
 _FIRST = ("flashnorm",)
 _LONGEST = 300  # characters of a model's or destination's name
+_SAME: list[Any] = [gr.skip()] * 7
+"""Facts, wiring, cards and plots, left as they are."""
 
 log = logging.getLogger(__name__)
 
@@ -65,21 +79,31 @@ class Handlers:
         try:
             model, recipe = self._asked(model, chosen, values[:-1])
             check_folders(self.folders, model=model)
-            yield [parts.waiting(_READING), *[gr.skip()] * 7, "", off, "", None]
+            yield [parts.waiting(_READING), *_SAME[1:], "", "", off, "", None]
             seen = self.service.explore(model, asker.token)
-            first = self._first(seen, int(batch))
             address = _address(model, recipe)
-            yield [*first, parts.waiting(_PROVING), "", off, address, seen]
+            yield [*self._first(seen, int(batch)), parts.waiting(_PROVING), "", off, address, seen]
             ready = self.service.preflight(model, recipe, asker.token)
         except TricksmithError as error:
-            yield [*[gr.skip()] * 7, "", parts.problem(str(error)), off, "", gr.skip()]
+            yield [*_SAME, "", parts.problem(str(error)), off, "", gr.skip()]
             return
         except Exception:
             log.exception("planning %r failed", model)
-            yield [*[gr.skip()] * 7, "", parts.problem(_OURS), off, "", gr.skip()]
+            yield [*_SAME, "", parts.problem(_OURS), off, "", gr.skip()]
             return
         plan = parts.plan_view(ready.plan) + found.before(ready)
-        yield [*[gr.skip()] * 7, plan, "", gr.update(interactive=ready.plan.fits), gr.skip(), gr.skip()]
+        yield [*_SAME, plan, "", gr.update(interactive=ready.plan.fits), gr.skip(), gr.skip()]
+
+    def estimate(self, model: str, recipe: str, request: gr.Request) -> str:
+        """How long conversion and evidence would take, in words; nothing while that is not known."""
+        try:
+            model = str(model or "").strip()
+            check_folders(self.folders, model=model)
+            asker = visitor(request)
+            seconds = self.service.estimate(model, EvidenceRequest(recipe), asker.token)
+        except TricksmithError:
+            return ""  # what is wrong is said where the plan is asked for
+        return found.takes(seconds)
 
     def _first(self, seen: Explored, batch: int) -> list[Any]:
         plans = [(look.trick.name, look.plan) for look in seen.looks if look.plan is not None and look.fits]
@@ -101,27 +125,37 @@ class Handlers:
         return charts.drawn(charts.cache(seen.figures, plans, int(batch)))
 
     def submit(
-        self, planned: str, model: str, chosen: list[str], to: str, pr: bool, private: bool, *values: Any
+        self,
+        planned: str,
+        model: str,
+        chosen: list[str],
+        to: str,
+        pr: bool,
+        private: bool,
+        evidence: str,
+        *values: Any,
     ) -> tuple[str, str]:
         """(job id, problem); one of the two is empty."""
         try:
             model, recipe = self._asked(model, chosen, values[:-1])
             if planned != _address(model, recipe):
                 raise BadInput("the request has changed since its plan was shown; “Show plan” again")
-            return self._submit(model, recipe, to.strip(), pr, private, visitor(values[-1])), ""
+            asker = visitor(values[-1])
+            asker.check_signed_in()
+            to = (to or "").strip()
+            if not to and asker.operator:
+                raise BadInput("no destination; give NAMESPACE/NAME on the Hub, or a folder")
+            check_folders(self.folders, model=model, **({"to": to} if to else {}))
+            asked = EvidenceRequest(evidence)
+            job = self.service.submit(
+                model, recipe, to or None, pr=pr, private=private, grant=asker.grant, evidence=asked
+            )
+            return job.id, ""
         except TricksmithError as error:
             return "", parts.problem(str(error))
         except Exception:
             log.exception("submitting %r failed", model)
             return "", parts.problem(_OURS)
-
-    def _submit(self, model: str, recipe: list[str], to: str, pr: bool, private: bool, asker: Visitor) -> str:
-        asker.check_signed_in()
-        if not to and asker.operator:
-            raise BadInput("no destination; give NAMESPACE/NAME on the Hub, or a folder")
-        check_folders(self.folders, model=model, **({"to": to} if to else {}))
-        job = self.service.submit(model, recipe, to or None, pr=pr, private=private, grant=asker.grant)
-        return job.id
 
     def _asked(self, model: str, chosen: list[str], values: tuple[Any, ...]) -> tuple[str, list[str]]:
         model = str(model or "").strip()
@@ -147,6 +181,17 @@ class Handlers:
 def _address(model: str, recipe: list[str]) -> str:
     """The shared address of a model and recipe, from its question mark on."""
     return "?" + urlencode([("model", model), *(("trick", text) for text in recipe)])
+
+
+def _empty(folders: bool) -> str:
+    """The page before a model is named: how it goes, and models to begin with."""
+    steps = "".join(f"<li><b>{esc(name)}</b> {esc(text)}</li>" for name, text in _STEPS)
+    here = [path for path in (Path("models/tiny-llama"),) if folders and (path / "config.json").is_file()]
+    links = "".join(
+        f'<a href="{esc(_address(name, list(_FIRST)))}">{esc(name)}</a>'
+        for name in (*(f"./{path}" for path in here), *_EXAMPLES)
+    )
+    return f'<section class="ts-empty"><ol>{steps}</ol><p>Begin with {links}</p></section>'
 
 
 def _picker() -> gr.FileExplorer:
@@ -178,7 +223,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
             )
             picker = _picker() if folders else None
             tricks = gr.CheckboxGroup(
-                choices=list(TRICKS), value=list(_FIRST), label="Tricks", elem_id="tricks"
+                choices=in_order(), value=list(_FIRST), label="Tricks", elem_id="tricks"
             )
             chosen = options.build(_FIRST)
             with gr.Row(elem_classes="ts-actions"):
@@ -195,6 +240,14 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
                 elem_id="to",
                 max_length=_LONGEST,
             )
+            evidence = gr.Radio(
+                choices=[(f"{name}: {about}", name) for name, about in service.recipes().items()],
+                value="quick",
+                label="Evidence",
+                info="How much is measured against the source before anything may be published",
+                elem_id="evidence",
+            )
+            takes = gr.HTML(elem_id="takes")
             with gr.Row():
                 pr = gr.Checkbox(label="As a pull request", elem_id="pr", visible=not signs_in())
                 private = gr.Checkbox(label="Private repo", elem_id="private")
@@ -204,7 +257,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
             job = gr.Textbox(visible=False)
             address = gr.Textbox(visible=False)
         with gr.Column(scale=3, min_width=320):
-            facts = gr.HTML(parts.hint(_EMPTY), elem_id="facts")
+            facts = gr.HTML(_empty(folders), elem_id="facts")
             cards = gr.HTML(elem_id="cards")
             plan = gr.HTML(elem_id="plan")
             wiring = gr.HTML(elem_id="wiring")
@@ -236,14 +289,17 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
 
     look: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "explore", **quiet}
     gr.on(
-        [show.click, model.select], explore, [plots.batch, *asked], shown, trigger_mode="once", **look
-    ).then(None, address, None, js=_ADDRESS)
+        [show.click, model.select], explore, [plots.batch, *asked], shown, trigger_mode="always_last", **look
+    ).then(None, address, None, js=_ADDRESS).then(on.estimate, [model, evidence], takes, **quiet)
     page.load(on.opened, None, [*asked, *chosen.groups.values()], **quiet).then(
         _unless_empty(explore), [plots.batch, *asked], shown, **look
-    )
+    ).then(on.estimate, [model, evidence], takes, **quiet)
+    evidence.input(on.estimate, [model, evidence], takes, trigger_mode="always_last", **quiet)
     plots.batch.input(on.rebatch, [plots.batch, seen], plots.cache, **quiet)
     model.key_up(on.suggest, None, model, concurrency_limit=8, trigger_mode="always_last", **quiet)
-    tricks.input(chosen.shown, tricks, list(chosen.groups.values()), queue=False, **quiet)
+    tricks.input(
+        chosen.shown, tricks, list(chosen.groups.values()), queue=False, trigger_mode="always_last", **quiet
+    )
     if picker is not None:
         picker.change(lambda path: str(Path(path).parent) if path else gr.skip(), picker, model, **quiet)
     # A plan that is not of this request must not stand beside an open button.
@@ -257,7 +313,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
     )
     submit.click(
         convert,
-        [address, model, tricks, to, pr, private, *chosen.components],
+        [address, model, tricks, to, pr, private, evidence, *chosen.components],
         [job, problem],
         concurrency_limit=4,
         trigger_mode="once",
@@ -270,7 +326,7 @@ def _unless_empty(explore: Any) -> Any:
         if values[0]:
             yield from explore(request, batch, *values)
         else:
-            yield [gr.skip()] * 12
+            yield [*_SAME, *[gr.skip()] * 5]
 
     return opened
 
@@ -285,12 +341,12 @@ class _Plots:
 
 def _plots() -> _Plots:
     weights = gr.BarPlot(
-        pd.DataFrame(columns=["model", "gigabytes"]),
+        pd.DataFrame(columns=["model", "bytes"]),
         x="model",
-        y="gigabytes",
-        label="Weights, GB",
+        y="bytes",
+        label="Weights",
         x_title=" ",
-        y_title="GB",
+        y_title="bytes",
         height=240,
         visible=False,
         elem_id="chart-weights",
@@ -299,13 +355,13 @@ def _plots() -> _Plots:
         [str(n) for n in charts.BATCHES], value="1", label="Batch", elem_id="batch", visible=False
     )
     cache = gr.LinePlot(
-        pd.DataFrame(columns=["context", "gigabytes", "model"]),
+        pd.DataFrame(columns=["context", "bytes", "model"]),
         x="context",
-        y="gigabytes",
+        y="bytes",
         color="model",
-        label="Cache against context length, GB",
+        label="Cache against context length",
         x_title="tokens of context",
-        y_title="GB",
+        y_title="bytes",
         height=280,
         visible=False,
         elem_id="chart-cache",

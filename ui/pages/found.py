@@ -10,8 +10,8 @@ from tricks import Look
 from ui.pages.escape import breakable, esc
 from ui.pages.parts import tile
 from ui.pages.picture import COLOURS, legend, picture
-from ui.pages.words import about
-from ui.text import count, group_places, savings_rows, size
+from ui.pages.words import about, rank
+from ui.text import count, duration, gains, group_places, size
 
 _REASONS = 3
 
@@ -49,7 +49,8 @@ def wiring(seen: Explored) -> str:
 
 def cards(seen: Explored) -> str:
     """One card for each trick: fits, or does not fit because."""
-    shown = "".join(_card(number, look) for number, look in enumerate(seen.looks))
+    looks = sorted(enumerate(seen.looks), key=lambda each: (not each[1].fits, rank(each[1].trick.name)))
+    shown = "".join(_card(number, look) for number, look in looks)
     return f'<section class="ts-cards" aria-label="Tricks">{shown}</section>'
 
 
@@ -68,12 +69,7 @@ def _card(number: int, look: Look) -> str:
     body = (
         [f"<p>{fitting:,} of {esc(count(len(plan.places), 'place'))} would change.</p>"] if look.fits else []
     )
-    rows = [
-        (label, value)
-        for label, value in savings_rows(plan)
-        if "saved" in label and value not in ("0 B", "0")
-    ]
-    body += [f"<p><b>{esc(value)}</b> {esc(label)}</p>" for label, value in rows]
+    body += [f"<p><b>{esc(value)}</b> {esc(label)}</p>" for value, label in gains(plan)]
     misfits = [group for group in group_places(plan.places) if not group.fits]
     reasons = Counter[str]()
     for group in misfits:
@@ -93,7 +89,6 @@ def before(seen: Preflight) -> str:
         ("to download", size(seen.download)),
         ("disk", f"{size(seen.disk)} of {size(seen.disk_free)} free"),
         ("memory to compare", f"{size(seen.memory)} of {size(seen.memory_free)} free"),
-        ("time", f"roughly {_guess(seen)}"),
     ]
     tiles = "".join(tile(name, value) for name, value in rows)
     warned = "".join(f"<li>{breakable(text)}</li>" for text in seen.warnings)
@@ -104,12 +99,16 @@ def before(seen: Preflight) -> str:
     )
 
 
-def _guess(seen: Preflight) -> str:
-    """Very roughly: a download at 50 MB/s, then 25 MB/s of weights through conversion and comparison."""
-    seconds = 10 + seen.download / 50e6 + seen.source.size_bytes / 25e6
-    if seconds < 60:
-        return "a minute"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.0f} hours"
+def takes(seconds: float) -> str:
+    """About how long, where `seconds` is what the evidence takes on this machine.
+
+    The conversion itself moves about 1 GB in a second (`make bench-convert`), so it does not count beside
+    that; what a download takes nobody knows before.
+    """
+    return (
+        f'<p class="ts-quiet" role="status">To measure: about {esc(duration(seconds))} on this machine, '
+        "after the download.</p>"
+    )
 
 
 def _scaled(number: int) -> str:

@@ -24,8 +24,8 @@ def view(job: Job, asked: Comparison, answer: Answer) -> str:
         f'<div class="ts-sides">{_side("Source", job.model, answer.source, answer.converted.tokens)}'
         f"{_side('Converted', job.to, answer.converted, answer.source.tokens)}</div>"
         f'<p class="ts-quiet">Prompt: <q>{esc(asked.prompt)}</q></p>'
-        f'<p class="ts-quiet">{esc(where)} This is one look; the evidence on <a href="job?id={esc(job.id)}">the '
-        "job's page</a> rests on thousands of tokens.</p></section>"
+        f'<p class="ts-quiet">{esc(where)} This is one look; the evidence on '
+        f'<a href="job?id={esc(job.id)}">its job page</a> rests on thousands of tokens.</p></section>'
     )
 
 

@@ -37,6 +37,10 @@ THEME = gr.themes.Soft(
     button_primary_text_color_dark="white",
     checkbox_background_color_selected="*primary_600",
     block_title_text_weight="600",
+    block_title_background_fill="none",
+    block_title_padding="0",
+    block_label_background_fill="none",
+    block_label_border_width="0px",
     # The defaults of these are too pale to read: below 4.5 : 1 on white.
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
