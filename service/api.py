@@ -54,9 +54,6 @@ from tricks import (
     Plan,
     Report,
     Trick,
-    convert,
-    make_plan,
-    overview,
     parse_trick,
     silent,
     stated_budget,
@@ -105,6 +102,8 @@ class Service:
         Raises:
             BadInput: no such model, trick or option, or a model that cannot be planned.
         """
+        from tricks import make_plan, overview  # late, here and below: they bring torch
+
         recipe = _recipe(tricks or list(TRICKS))
         checkpoint = read_headers(resolve(model))
         return make_plan(checkpoint, recipe) if tricks else overview(checkpoint, recipe)
@@ -119,6 +118,8 @@ class Service:
         Raises:
             BadInput: as `plan`; or `out` exists, a trick fits nowhere, or the disk is full.
         """
+        from tricks import convert, make_plan
+
         recipe = _recipe(tricks)
         out = out.expanduser().absolute()
         if out.exists() or out.is_symlink():
@@ -171,6 +172,7 @@ class Service:
             BadInput: one of the two cannot be read, or a task is unknown.
         """
         from evals import RECIPES, compare, estimate_seconds
+        from tricks import make_plan
 
         recipe = recipe or RECIPES["quick"]
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.headers import read_headers
 from service.source import Source, resolve
-from tricks import TRICKS, Checkpoint, Look, Part, Trick, survey
+from tricks import TRICKS, Checkpoint, Trick
+
+if TYPE_CHECKING:
+    from tricks import Look, Part
 
 _KEPT_DTYPES = {"float32": 4, "float64": 8}  # bytes per cached number; every other dtype takes two
 
@@ -44,6 +47,8 @@ def explore(model: str, token: str | bool | None = None) -> Explored:
     Raises:
         BadInput: there is no such model, it may not be read, or it cannot be planned.
     """
+    from tricks import survey  # late: it brings torch
+
     source = resolve(model, token)
     checkpoint = read_headers(source, token)
     parts, looks = survey(checkpoint, [Trick(name) for name in TRICKS])

@@ -17,7 +17,7 @@ from service.headers import read_headers
 from service.hub import HubUnavailable
 from service.licences import forbids_derivatives
 from service.source import Source, resolve
-from tricks import TRICKS, Checkpoint, Plan, Trick, make_plan, overview
+from tricks import TRICKS, Checkpoint, Plan, Trick
 
 WIDE = 4  # bytes per weight in the wider dtype in which two models are compared
 
@@ -65,6 +65,8 @@ def preflight(model: str, recipe: Sequence[Trick], work: Path, token: str | bool
     Raises:
         BadInput: it cannot be converted at all: missing, gated without access, disabled, unsafe, no plan.
     """
+    from tricks import make_plan, overview  # late: they bring torch
+
     source = resolve(model, token)
     checkpoint = read_headers(source, token)
     plan = make_plan(checkpoint, recipe) if recipe else overview(checkpoint, [Trick(name) for name in TRICKS])

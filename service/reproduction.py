@@ -13,7 +13,7 @@ from service.headers import read_headers
 from service.inspection import Inspection
 from service.manifest import file_digests, versions
 from service.source import resolve
-from tricks import BadInput, Report, convert, make_plan, parse_trick, silent
+from tricks import BadInput, Report, parse_trick, silent
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def reproduce(
     Raises:
         BadInput: the source is gone, or no longer what it was; or the disk is too small.
     """
+    from tricks import convert, make_plan  # late: they bring torch
+
     manifest = made.manifest
     named = source or made.source
     if named is None:

@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from tricks.checkpoint import read_checkpoint
-from tricks.convert import convert
+from tricks.converting import convert
 from tricks.draft import draft_plan
 from tricks.errors import BadInput, TricksmithError
 from tricks.families import architecture, auto_class

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 
 from tricks.checkpoint import read_checkpoint
 from tricks.companions import companions, files_of
+from tricks.conversion import Conversion
 from tricks.editor import Editor
 from tricks.errors import BadInput
 from tricks.hashed_file import HashedFile
@@ -30,21 +30,6 @@ from tricks.merged import merged
 from tricks.plan import Plan
 from tricks.progress import Report, silent
 from tricks.ship import code_fields, shipped_code
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What a conversion wrote: file name -> SHA-256 in hex, and the bytes it moved.
-
-    `conditions` maps each operation that inverted matrices to the worst of their condition numbers. `settled`
-    is the plan in JSON as it was carried out, where activations had a say in it.
-    """
-
-    files: dict[str, str]
-    bytes_read: int
-    bytes_written: int
-    conditions: dict[str, float] = field(default_factory=dict)
-    settled: dict[str, Any] | None = None
 
 
 def convert(
