@@ -21,6 +21,9 @@ INDEX = "model.safetensors.index.json"
 MOST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
 
+MOST_DIMS = 64  # as many as torch has
+MOST_SIZE = 2**63 - 1  # what a file, or a dimension, can measure
+
 WIDTHS = {
     "F64": 8,
     "F32": 4,
@@ -93,6 +96,10 @@ def parse_header(raw: bytes, data_bytes: int | None, file: str, name: str) -> di
     return check_header(header, data_bytes, file, name)
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_SIZE
+
+
 def is_text(name: str) -> bool:
     """Whether a name can be written down: JSON can spell halves of characters."""
     return not any("\ud800" <= char <= "\udfff" for char in name)
@@ -108,7 +115,7 @@ def check_header(
         if key == "__metadata__":
             continue
         try:
-            dtype = str(entry["dtype"])
+            dtype = entry["dtype"]
             shape = tuple(entry["shape"])
             begin, end = entry["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
@@ -117,12 +124,14 @@ def check_header(
             ) from error
         if not is_text(key):
             raise BadInput(f"{where} names a tensor {key!r}, which is no text; download it again")
-        if dtype not in WIDTHS:
+        if not isinstance(dtype, str) or dtype not in WIDTHS:
             raise BadInput(
-                f"{where} stores {key!r} as {dtype}, which cannot be converted; use a float checkpoint"
+                f"{where} stores {key!r} as {str(dtype)[:20]}, which cannot be converted; "
+                "use a float checkpoint"
             )
         sizes = (*shape, begin, end)
-        if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in sizes):
+        # The bounds are checked before anything is multiplied: a product of a million factors takes days.
+        if len(shape) > MOST_DIMS or not all(map(_is_size, sizes)):
             raise BadInput(f"{where} gives {key!r} an impossible shape or place; download it again")
         if end - begin != WIDTHS[dtype] * math.prod(shape):
             raise BadInput(

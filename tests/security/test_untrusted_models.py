@@ -13,6 +13,7 @@ import os
 import pickle
 import resource
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from safetensors.torch import save
 
 from tests.security.headers import HEADERS, safetensors_file, try_model
 from tricks import BadInput, companions, make_plan, parse_trick, read_checkpoint
+from tricks.checkpoint import parse_header
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -82,6 +84,15 @@ def test_a_header_that_overruns_its_parser_is_refused(tmp_path: Path, raw: bytes
     folder = write(tmp_path / "m", struct.pack("<Q", len(raw)) + raw)
     with pytest.raises(BadInput):
         read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("shape", [[2**63 - 1] * 60_000, [int("9" * 4000)] * 300, [0] * 100_000])
+def test_a_shape_that_takes_days_to_multiply_is_refused_at_once(shape: list[int]) -> None:
+    raw = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    started = time.process_time()
+    with pytest.raises(BadInput, match="impossible shape"):
+        parse_header(raw, None, "x.safetensors", "m")
+    assert time.process_time() - started < 2
 
 
 def test_a_nested_config_is_refused(tmp_path: Path) -> None:

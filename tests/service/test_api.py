@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,3 +145,9 @@ def test_a_destination_in_a_folder_is_kept_whole(
 def test_a_full_disk_is_bad_input() -> None:
     with pytest.raises(BadInput, match="disk is full"), disk_errors(), open("/dev/full", "w") as full:
         full.write("x")
+
+
+def test_who_asks_for_no_model_waits_for_no_torch() -> None:
+    code = "import sys, ui.commands, workers.main; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
