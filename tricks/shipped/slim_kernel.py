@@ -1,0 +1,289 @@
+"""One decoding step of slim attention over the cache [K | C], read once.
+
+Notation: B batch rows, h heads of dk numbers, d = h·dk, r residual numbers. Cached per token are the raw key
+row K [d], before any rotary turn, and C [r]. For the newest token's query q_i of head i:
+
+    o_i = softmax_j(q_i · R(distance_j) k_ij · scale) · [K_j | C_j]        [d + r]
+
+and head i's output is o_i times that head's [d + r, dk] matrix, which is the caller's product. Source:
+Graef et al., "Slim attention" (https://arxiv.org/abs/2503.05840), figure 3c, here with a residual.
+
+`decode` runs a CUDA kernel (`slim_source`) on Hopper (compute capability 9.0), and `plain` elsewhere:
+the same sums in torch, to rounding. What the kernel does not take, it says once, in one line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .nvrtc import Kernel, NoKernel, build
+from .slim_source import SOURCE
+
+_log = logging.getLogger(__name__)
+_TILE = 16
+_WARPS = 16
+_SHARED = 227 * 1024
+_SUMS = 80  # accumulators per thread; more of them spill
+_LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel is compiled for."""
+
+    heads: int
+    size: int  # of a head
+    residual: int
+    dtype: torch.dtype
+    rotary: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a shape lies on the card: blocks per cluster, tiles in flight, bytes of shared memory."""
+
+    cluster: int
+    share: int  # residual columns per block
+    stages: int
+    shared: int
+
+
+class _Job(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "lengths", "starts", "freq", "slopes")),
+        *((name, ctypes.c_float) for name in ("scale", "cap")),
+        *((name, ctypes.c_int) for name in ("window", "splits")),
+        *((name, ctypes.c_void_p) for name in ("out", "part", "norm")),
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("k", "c")),
+        *((name, ctypes.c_longlong) for name in ("k_batch", "k_slot", "c_batch", "c_slot")),
+        ("table", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("pages", "page_size")),
+    ]
+
+
+def decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    c: torch.Tensor | None,
+    lengths: torch.Tensor,
+    freq: torch.Tensor | None,
+    *,
+    scale: float,
+    starts: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    cap: float = 0.0,
+    window: int = 0,
+    table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """o [B, h, d + r] in q's dtype.
+
+    Args:
+        q: [B, h, dk] of the newest token, before its rotary turn; float16 or bfloat16 for the kernel.
+        k: [B, slots, d], or [pages, slots per page, d] where there is a `table`; the last axis contiguous.
+        c: [B, slots, r] likewise, or None.
+        lengths: [B] int32, slots in use; the query's own token is in the last of them.
+        freq: [dk/2] float32, radians per position; pairs are (i, i + dk/2). None: no rotary embedding.
+        scale: of the scores; a rotary embedding's own scaling, squared, belongs into it.
+        starts: [B] int32, first slot to read (left padding); None is 0.
+        slopes: [h] float32, ALiBi: slope · distance is subtracted from the scores.
+        cap: soft cap of the scores, 0 for none.
+        window: read the newest `window` slots only, 0 for all.
+        table: [B, pages] int32, which page holds which slots.
+    """
+    shape = Shape(q.shape[1], q.shape[2], 0 if c is None else c.shape[2], q.dtype, freq is not None)
+    kernels = _kernels(shape, q.device)
+    if kernels is None:
+        return plain(
+            q,
+            k,
+            c,
+            lengths,
+            freq,
+            scale=scale,
+            starts=starts,
+            slopes=slopes,
+            cap=cap,
+            window=window,
+            table=table,
+        )
+    step, combine, clusters = kernels
+    batch, width = q.shape[0], shape.heads * shape.size + shape.residual
+    slots = k.shape[1] * (1 if table is None else table.shape[1])
+    splits = _splits(batch, min(slots, window or slots), clusters)
+    out = q.new_empty(batch, shape.heads, width)
+    part = norm = None
+    if splits > 1:
+        part = q.new_empty(batch, splits, shape.heads, width, dtype=torch.float32)
+    norm = q.new_empty(batch, splits, shape.heads, 2, dtype=torch.float32)
+    q = q.contiguous()
+    scaled = None if slopes is None else slopes.float() * _LOG2E
+    job = _Job(
+        *map(_address, (q, lengths, starts, freq, scaled)),
+        scale * _LOG2E,
+        cap * _LOG2E,
+        window,
+        splits,
+        *map(_address, (out, part, norm)),
+    )
+    c_strides = (0, 0) if c is None else c.stride()[:2]
+    cache = _Cache(
+        _address(k),
+        _address(c),
+        *k.stride()[:2],
+        *c_strides,
+        _address(table),
+        0 if table is None else table.shape[1],
+        k.shape[1],
+    )
+    step.launch((step.cluster, splits, batch), job, cache)
+    if splits > 1:
+        assert part is not None
+        combine.launch((-(-width // 512), shape.heads, batch), part, norm, out, ctypes.c_int(splits))
+    return out
+
+
+def plain(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    c: torch.Tensor | None,
+    lengths: torch.Tensor,
+    freq: torch.Tensor | None,
+    *,
+    scale: float,
+    starts: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    cap: float = 0.0,
+    window: int = 0,
+    table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`decode` in torch, in float32 (float64 for float64), on any device."""
+    if table is not None:
+        k = k[table.long()].flatten(1, 2)
+        c = None if c is None else c[table.long()].flatten(1, 2)
+    heads, size = q.shape[1:]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    slot = torch.arange(k.shape[1], device=q.device)
+    distance = lengths[:, None] - 1 - slot  # [B, slots]
+    keys = k.to(wide).unflatten(-1, (heads, size))
+    scores = turned_dot(q.to(wide), keys, distance, freq) * scale  # [B, h, slots]
+    if cap:
+        scores = cap * torch.tanh(scores / cap)
+    if slopes is not None:
+        scores = scores - slopes.to(wide)[:, None] * distance[:, None]
+    seen = distance >= 0
+    if starts is not None:
+        seen = seen & (slot >= starts[:, None])
+    if window:
+        seen = seen & (distance < window)
+    weights = torch.softmax(scores.masked_fill(~seen[:, None], -math.inf), dim=-1)
+    rows = k.to(wide) if c is None else torch.cat([k, c], dim=-1).to(wide)
+    return (weights @ rows.masked_fill(~seen[..., None], 0)).to(q.dtype)
+
+
+def turned_dot(
+    q: torch.Tensor, keys: torch.Tensor, distance: torch.Tensor, freq: torch.Tensor | None
+) -> torch.Tensor:
+    """q_i · R(distance)ᵀ k_ij: [B, h, slots] of q [B, h, dk], keys [B, slots, h, dk], distance [B, slots]."""
+    if freq is None:
+        return torch.einsum("bhi,bshi->bhs", q, keys)
+    angle = distance[..., None].double() * freq.double()  # exact: 2^17 positions leave float32 8 bits
+    cos, sin = angle.cos().to(q.dtype)[:, :, None], angle.sin().to(q.dtype)[:, :, None]
+    x, y = keys.chunk(2, dim=-1)
+    turned = torch.cat([x * cos + y * sin, y * cos - x * sin], dim=-1)
+    return torch.einsum("bhi,bshi->bhs", q, turned)
+
+
+def layout(shape: Shape) -> Layout:
+    """The smallest cluster whose blocks hold their share of the sums and enough tiles.
+
+    Raises:
+        NoKernel: there is none.
+    """
+    if shape.dtype not in (torch.float16, torch.bfloat16):
+        raise NoKernel(
+            f"the slim kernel takes float16 and bfloat16, not {str(shape.dtype).removeprefix('torch.')}"
+        )
+    if shape.size % 16 or not 16 <= shape.size <= 256 or shape.residual % 8:
+        raise NoKernel(f"the slim kernel takes heads of 16, 32, ... 256 numbers and r in eights, not {shape}")
+    rows = -(-shape.heads // 16) * 16
+    for cluster in (1, 2, 4, 8):
+        heads = shape.heads // cluster
+        if shape.heads % cluster or heads > _WARPS:
+            continue
+        share = -(-shape.residual // (8 * cluster)) * 8
+        columns = (heads * shape.size + share) // 8
+        sums = rows // 16 * 4 * -(-columns // _WARPS)
+        scores = 2 * (_WARPS // heads) * heads * _TILE * 4
+        small = (
+            4 * rows * 48 + 2 * heads * shape.size + 32 * shape.size + scores + rows * 4 + 8 * (2 * 12 + 10)
+        )
+        stages = min(12, (_SHARED - small) // (_TILE * (columns | 1) * 16))
+        if sums <= _SUMS and stages >= 4:
+            return Layout(cluster, share, stages, small + stages * _TILE * (columns | 1) * 16)
+    raise NoKernel(f"the sums of {shape.heads} heads over {shape.heads * shape.size} columns fit no cluster")
+
+
+@functools.cache
+def _kernels(shape: Shape, device: torch.device) -> tuple[Kernel, Kernel, int] | None:
+    """The compiled kernels and how many clusters run at once; None (said once) where there are none."""
+    try:
+        if device.type != "cuda" or torch.version.hip:
+            raise NoKernel(f"no CUDA on {device}")
+        if torch.cuda.get_device_capability(device) != (9, 0):
+            raise NoKernel(f"{torch.cuda.get_device_name(device)} is no Hopper card")
+        placed = layout(shape)
+        with torch.cuda.device(device):
+            built = build(
+                source(shape, placed),
+                {
+                    "slim_decode": (32 * (_WARPS + 8), placed.shared, placed.cluster),
+                    "slim_combine": (256, 0, 1),
+                },
+            )
+            step = built["slim_decode"]
+            return step, built["slim_combine"], max(1, step.clusters())
+    except NoKernel as why:
+        _log.warning("slim attention decodes in plain torch: %s", why)
+        return None
+
+
+def source(shape: Shape, placed: Layout) -> str:
+    """The kernels' text for one shape."""
+    constants = {
+        "HEADS": shape.heads,
+        "DK": shape.size,
+        "R": shape.residual,
+        "RC": placed.share,
+        "CL": placed.cluster,
+        "STAGES": placed.stages,
+    }
+    lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
+    lines += [f"#define BF16 {int(shape.dtype == torch.bfloat16)}", f"#define ROPE {int(shape.rotary)}"]
+    return "\n".join(lines) + SOURCE
+
+
+def _splits(batch: int, slots: int, clusters: int) -> int:
+    """Into how many parts to cut each row's slots: the least of waves · (part + what a part costs)."""
+    fixed = 96  # in tokens' time: filling the pipeline, writing and combining the sums
+
+    def cost(splits: int) -> float:
+        waves = -(-batch * splits // clusters)
+        return waves * (slots / splits + fixed)
+
+    most = max(1, min(slots // 256, 4 * clusters))
+    return min(range(1, most + 1), key=cost)
+
+
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,516 @@
+"""CUDA C++ of the slim decode kernel; `slim_kernel` compiles it at run time and says what it computes.
+
+Why clusters: one query needs heads · (d + r) float32 sums, 557 KB at Llama-2-7B's geometry and more than one
+multiprocessor holds. A cluster of CL thread blocks splits the columns. A block reads its columns of a cache
+row once from device memory into shared memory, where two passes use it: the scores of its own HEADS/CL heads
+(their keys are exactly its key columns), and the sums of ALL heads over its columns. In between, each block
+sends its heads' weights to the others through distributed shared memory: 1 KB per 16 tokens.
+
+Instead of absolute angles, the query is turned to the middle of each tile of 16 tokens, in float32, and the
+keys of a tile by the few constant angles around it, in the cache's dtype: as exact as stock code, which
+rounds the turned key too. Both products are mma.sync on the tensor cores. 16 warps compute (scores of tile
+i + 1, then sums of tile i, which hides the exchange), 4 weigh (softmax), 4 copy; STAGES tiles are in flight.
+"""
+
+SOURCE = r"""
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+constexpr int T = 16, WARPS = 16, THREADS = 32 * (WARPS + 8), RESEED = 32, RING = 4;
+constexpr int HPC = HEADS / CL;                         // heads whose scores this block computes
+constexpr int HPAD = (HEADS + 15) / 16 * 16, MT = HPAD / 16;
+constexpr int KC = HPC * DK, COLS = KC + RC;            // columns of this block: keys, residual
+constexpr int NT = COLS / 8, NTW = (NT + WARPS - 1) / WARPS;
+constexpr int ROWB = (NT | 1) * 16;                     // odd multiple of 16 bytes: no bank conflicts
+constexpr int PST = 48;                                 // likewise: 16 weights, then the row's factor
+constexpr int D = HEADS * DK, DR = D + R;
+constexpr int WPH = WARPS / HPC;                        // warps per head, UNITS of 8 pairs each
+constexpr int UNITS = (DK / 16 + WPH - 1) / WPH;
+constexpr int PAIRS = (UNITS * 8 + 31) / 32;            // of the query, per lane
+constexpr int OWN = (HPC + 7) / 8;                      // heads per half warp in the softmax
+
+constexpr int AT_P = STAGES * T * ROWB;
+constexpr int AT_Q = AT_P + RING * HPAD * PST;
+constexpr int AT_TURNS = AT_Q + KC * 2;
+constexpr int AT_S = AT_TURNS + DK / 16 * 512;
+constexpr int AT_SUM = AT_S + 2 * WPH * HPC * T * 4;
+constexpr int FULL = AT_SUM + HPAD * 4;                 // a tile has come
+constexpr int DONE = FULL + STAGES * 8;                 // its sums are done in this block
+constexpr int SCORED = DONE + STAGES * 8;               // its scores are written
+constexpr int SENT = SCORED + 2 * 8;                    // its weights have come from every block
+constexpr int FREE = SENT + RING * 8;                   // every block is done with its weights
+
+#define NEG_INF __int_as_float(0xff800000)
+
+__device__ __forceinline__ u32 shared(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+#if BF16
+__device__ __forceinline__ float low(u32 x) { return __uint_as_float(x << 16); }
+__device__ __forceinline__ float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+__device__ __forceinline__ u32 pack(float lo, float hi) {
+  u32 out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
+  return out;
+}
+#define X2 "bf16x2"
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+__device__ __forceinline__ float low(u32 x) {
+  float out;
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, a;}" : "=f"(out) : "r"(x));
+  return out;
+}
+__device__ __forceinline__ float high(u32 x) {
+  float out;
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, b;}" : "=f"(out) : "r"(x));
+  return out;
+}
+__device__ __forceinline__ u32 pack(float lo, float hi) {
+  u32 out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
+  return out;
+}
+#define X2 "f16x2"
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#endif
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+__device__ __forceinline__ void mma(float* d, const u32* a, u32 b0, u32 b1) {
+  asm volatile(MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void load4(u32* x, u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+__device__ __forceinline__ void load2(u32* x, u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(x[0]), "=r"(x[1]) : "r"(at) : "memory");
+}
+__device__ __forceinline__ void load4_turned(u32* x, u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+__device__ __forceinline__ void load2_turned(u32* x, u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(x[0]), "=r"(x[1]) : "r"(at) : "memory");
+}
+
+// (x, y) of two pairs, turned by the angles whose cosines and sines are given.
+__device__ __forceinline__ void turn(u32& x, u32& y, u32 c, u32 s) {
+  u32 ys, xs, z;
+  asm("mul.rn." X2 " %0, %1, %2;" : "=r"(ys) : "r"(y), "r"(s ^ 0x80008000u));
+  asm("mul.rn." X2 " %0, %1, %2;" : "=r"(xs) : "r"(x), "r"(s));
+  asm("fma.rn." X2 " %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(c), "r"(ys));
+  asm("fma.rn." X2 " %0, %1, %2, %3;" : "=r"(y) : "r"(y), "r"(c), "r"(xs));
+  x = z;
+}
+
+// Cosine and sine of distance · freq (radians), exact to float32 at any distance.
+__device__ __forceinline__ void angle(float freq, int distance, float& c, float& s) {
+  const double halves = freq * 0.3183098861837907 * distance;  // in units of pi
+  sincospif((float)(halves - 2 * rint(halves * 0.5)), &s, &c);
+}
+
+__device__ __forceinline__ void barrier_init(u32 bar, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");
+}
+__device__ __forceinline__ void expect(u32 bar, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void wait_full(u32 bar, u32 parity) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@!p bra again;}" :: "r"(bar), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void copy16(u32 to, const u16* from) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void arrive_after_copies(u32 bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(bar) : "memory");
+}
+__device__ __forceinline__ void arrive(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");
+}
+__device__ __forceinline__ void arrive_remote(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(bar) : "memory");
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ u32 remote(u32 at, int rank) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  return there;
+}
+__device__ __forceinline__ void send(u32 at, u32 value, u32 bar) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
+               :: "r"(at), "r"(value), "r"(bar) : "memory");
+}
+__device__ __forceinline__ void send2(u32 at, u32 x, u32 y, u32 bar) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1, %2}, [%3];"
+               :: "r"(at), "r"(x), "r"(y), "r"(bar) : "memory");
+}
+
+struct Cache {
+  const u16* k;        // [batch or page][slot][D]
+  const u16* c;        // [batch or page][slot][R]
+  long long k_batch, k_slot, c_batch, c_slot;  // strides in elements
+  const int* table;    // [batch][pages] page numbers, or null: contiguous
+  int pages, page_size;
+};
+
+struct Job {
+  const u16* q;        // [batch][HEADS][DK]
+  const int* lengths;  // [batch] slots in use; the query stands at the last one
+  const int* starts;   // [batch] first slot to read, or null
+  const float* freq;   // [DK/2] radians per position
+  const float* slopes; // [HEADS] ALiBi, times log2(e), or null
+  float scale;         // of the scores, times log2(e)
+  float cap;           // soft cap times log2(e), or 0
+  int window;          // newest slots to read, or 0: all
+  int splits;
+  u16* out;            // [batch][HEADS][DR] where splits is 1
+  float* part;         // [batch][splits][HEADS][DR] sums
+  float* norm;         // [batch][splits][HEADS][2] largest score, sum of weights
+};
+
+extern "C" __global__ void __cluster_dims__(CL, 1, 1) __launch_bounds__(THREADS, 1)
+slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  const u32 base = shared(memory);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int rank = blockIdx.x, split = blockIdx.y, batch = blockIdx.z;
+
+  const int length = job.lengths[batch];
+  int first = job.starts ? job.starts[batch] : 0;
+  if (job.window) first = max(first, length - job.window);
+  const int chunk = ((length - first + job.splits - 1) / job.splits + T - 1) / T * T;
+  const int begin = first + split * chunk, end = min(length, begin + chunk);
+  const int tiles = end > begin ? (end - begin + T - 1) / T : 0;
+  const long long slot = (long long)batch * job.splits + split;
+
+  if (tiles == 0) {  // the same for all blocks of the cluster
+    if (threadIdx.x < HPC) {
+      float* norm = job.norm + (slot * HEADS + rank * HPC + threadIdx.x) * 2;
+      norm[0] = NEG_INF;
+      norm[1] = 0;
+    }
+    if (job.splits == 1)
+      for (int i = threadIdx.x; i < HEADS * COLS; i += THREADS) {
+        int column = i % COLS, at = column < KC ? rank * KC + column : D + rank * RC + column - KC;
+        if (at < DR) job.out[((long long)batch * HEADS + i / COLS) * DR + at] = 0;
+      }
+    return;
+  }
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < STAGES; i++) {
+      barrier_init(base + FULL + 8 * i, 128);
+      barrier_init(base + DONE + 8 * i, WARPS);
+    }
+    for (int i = 0; i < 2; i++) barrier_init(base + SCORED + 8 * i, HPC * WPH);
+    for (int i = 0; i < RING; i++) {
+      barrier_init(base + SENT + 8 * i, 1);
+      barrier_init(base + FREE + 8 * i, CL);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  for (int i = threadIdx.x; i < RING * HPAD * PST / 4; i += THREADS)
+    ((u32*)(memory + AT_P))[i] = i % (PST / 4) == T / 2 ? 0x3f800000u : 0;  // no weight, factor 1
+#if ROPE
+  // The turns of a tile's tokens, seen from its middle, as the lanes of an mma hold them.
+  for (int i = threadIdx.x; i < DK / 16 * 64; i += THREADS) {
+    const int l = i / 2 % 32, h = i % 2, f = i / 64 * 8 + l % 4 * 2, t = l / 4 + 8 * h - T / 2;
+    float c0, s0, c1, s1;
+    angle(job.freq[f], t, c0, s0);
+    angle(job.freq[f + 1], t, c1, s1);
+    u32* to = (u32*)(memory + AT_TURNS) + i * 2;
+    to[0] = pack(c0, c1);
+    to[1] = pack(s0, s1);
+  }
+#endif
+  __syncthreads();
+  cluster_sync();
+
+  if (warp < WARPS) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 96;");
+    const int head = warp / WPH, unit = warp % WPH * UNITS;
+
+    // The query, turned to the middle of a tile: this lane's pairs, and the turn to the next tile.
+    float qx[PAIRS], qy[PAIRS], qc[PAIRS], qs[PAIRS];
+    auto place_query = [&](int tile) {
+#pragma unroll
+      for (int n = 0; n < PAIRS; n++) {
+        const int pair = n * 32 + lane, f = unit * 8 + pair;
+        if (pair < UNITS * 8 && f < DK / 2) {
+          if (tile % RESEED == 0) {
+            const u16* q = job.q + ((long long)batch * HEADS + rank * HPC + head) * DK + f;
+            qx[n] = low(q[0]) * job.scale;
+            qy[n] = low(q[DK / 2]) * job.scale;
+#if ROPE
+            angle(job.freq[f], length - 1 - (begin + tile * T + T / 2), qc[n], qs[n]);
+#endif
+          }
+#if ROPE
+          const float x = qx[n];
+          qx[n] = x * qc[n] - qy[n] * qs[n];
+          qy[n] = qy[n] * qc[n] + x * qs[n];
+          if (tile % RESEED == 0) angle(job.freq[f], -T, qc[n], qs[n]);
+#endif
+          u16* to = (u16*)(memory + AT_Q) + head * DK + f;
+          to[0] = (u16)pack(qx[n], 0.f);
+          to[DK / 2] = (u16)pack(qy[n], 0.f);
+        }
+      }
+      __syncwarp();
+    };
+    const u32 k_at = base + lane % 16 * ROWB + head * DK * 2 + unit * 16 + lane / 16 * DK;
+    const u32 q_at = base + AT_Q + head * DK * 2 + unit * 16 + lane / 8 % 2 * DK;
+    auto score = [&](int tile, int stage) {
+      float dot[2][4] = {};
+      const u32 keys = k_at + stage * (T * ROWB);
+#pragma unroll
+      for (int u = 0; u < UNITS; u++) {
+        if (WPH * UNITS > DK / 16 && unit + u >= DK / 16) break;
+        u32 k[4], q[2];
+        load4(k, keys + u * 16);
+        load2(q, q_at + u * 16);
+#if ROPE
+        const uint4 turns = *(uint4*)(memory + AT_TURNS + (unit + u) * 512 + lane * 16);
+        turn(k[0], k[2], turns.x, turns.y);
+        turn(k[1], k[3], turns.z, turns.w);
+#endif
+        mma(dot[u % 2], k, q[0], q[1]);
+      }
+      if (lane % 4 == 0) {
+        float* out = (float*)(memory + AT_S) + ((tile % 2 * WPH + warp % WPH) * HPC + head) * T + lane / 4;
+        out[0] = dot[0][0] + dot[1][0];
+        out[8] = dot[0][2] + dot[1][2];
+      }
+      __syncwarp();
+      if (lane == 0) arrive(base + SCORED + tile % 2 * 8);
+      if (tile + 1 < tiles) place_query(tile + 1);
+    };
+
+    // Sums: this warp's columns. The last warps may repeat columns of their neighbours.
+    float acc[MT][NTW][4] = {};
+    const int n0 = min(warp * NTW, NT - NTW);
+    const u32 b_at = base + lane % 16 * ROWB + (n0 + lane / 16) * 16;
+    const u32 a_at = base + AT_P + lane % 16 * PST + lane / 16 * 16;
+
+    int stage = 0, parity = 0, old = 0;  // of tile i + 1; of tile i
+    if (head < HPC) place_query(0);
+    for (int i = -1; i < tiles; i++) {
+      if (i + 1 < tiles) {
+        wait_full(base + FULL + stage * 8, parity);
+        if (head < HPC) score(i + 1, stage);
+      }
+      if (i >= 0) {
+        wait_full(base + SENT + i % RING * 8, i / RING & 1);
+        const unsigned char* rows = memory + AT_P + i % RING * (HPAD * PST) + 2 * T;
+        bool change = false;
+#pragma unroll
+        for (int m = 0; m < HPAD; m += 32)
+          change |= (HPAD % 32 == 0 || m + lane < HPAD) && *(float*)(rows + (m + lane) * PST) != 1.f;
+        if (__any_sync(~0u, change))
+#pragma unroll
+          for (int m = 0; m < 2 * MT; m++) {
+            const float factor = *(float*)(rows + (m * 8 + lane / 4) * PST);
+#pragma unroll
+            for (int n = 0; n < NTW; n++) {
+              acc[m / 2][n][m % 2 * 2] *= factor;
+              acc[m / 2][n][m % 2 * 2 + 1] *= factor;
+            }
+          }
+        u32 a[MT][4];
+#pragma unroll
+        for (int m = 0; m < MT; m++) load4(a[m], a_at + (i % RING * HPAD + m * 16) * PST);
+        const u32 values = b_at + old * (T * ROWB);
+#pragma unroll
+        for (int n = 0; n < NTW; n += 2) {
+          u32 b[4];
+          if (n + 1 < NTW)
+            load4_turned(b, values + n * 16);
+          else
+            load2_turned(b, values + n * 16);
+#pragma unroll
+          for (int h = 0; h < 2; h++)
+            if (n + h < NTW)
+#pragma unroll
+              for (int m = 0; m < MT; m++) mma(acc[m][n + h], a[m], b[2 * h], b[2 * h + 1]);
+        }
+        __syncwarp();
+        if (lane == 0) arrive(base + DONE + old * 8);
+      }
+      old = stage;
+      if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+    cluster_sync();
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int row = m * 16 + h * 8 + lane / 4;
+        if (row >= HEADS) continue;
+        const float scale = 1.f / ((float*)(memory + AT_SUM))[row];
+#pragma unroll
+        for (int n = 0; n < NTW; n++) {
+          const int col = (n0 + n) * 8 + lane % 4 * 2;
+          const int at = col < KC ? rank * KC + col : D + rank * RC + col - KC;
+          if (at >= DR) continue;
+          const float x = acc[m][n][2 * h], y = acc[m][n][2 * h + 1];
+          if (job.splits == 1)
+            *(u32*)(job.out + ((long long)batch * HEADS + row) * DR + at) = pack(x * scale, y * scale);
+          else
+            *(float2*)(job.part + (slot * HEADS + row) * DR + at) = make_float2(x, y);
+        }
+      }
+  } else if (warp >= WARPS + 4) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    // Copies: four tokens per warp and tile, 16 bytes per lane. Bulk copies of single rows take longer to
+    // issue than the card takes to bring them.
+    constexpr int KEYS = KC / 8, RESTS = RC / 8, MINE = T / 4;
+    const int mover = warp - WARPS - 4;
+    const int residual = max(0, min(RC, R - rank * RC)) / 8;
+    auto row = [&](int token, long long in_block, long long in_slot) {
+      token = min(token, end - 1);  // past the end: any row that is finite
+      if (!cache.table) return batch * in_block + token * in_slot;
+      const int page = cache.table[batch * cache.pages + token / cache.page_size];
+      return page * in_block + token % cache.page_size * in_slot;
+    };
+    int stage = 0, parity = 1;
+    for (int i = 0; i < tiles + STAGES; i++) {
+      if (i >= STAGES) {
+        wait_full(base + DONE + stage * 8, parity);
+        if (mover == 0 && lane < CL)
+          arrive_remote(remote(base + FREE + (i - STAGES) % RING * 8, lane));
+      }
+      if (i < tiles) {
+        const int first = begin + i * T + mover * MINE;
+        const u32 to = base + (stage * T + mover * MINE) * ROWB;
+#pragma unroll
+        for (int n = 0; n < MINE; n++) {
+          const u16* from = cache.k + row(first + n, cache.k_batch, cache.k_slot) + rank * KC + lane * 8;
+#pragma unroll
+          for (int k = 0; k < KEYS; k += 32)
+            if (KEYS % 32 == 0 || k + lane < KEYS) copy16(to + n * ROWB + (k + lane) * 16, from + k * 8);
+        }
+#pragma unroll
+        for (int k = 0; k < MINE * RESTS; k += 32) {
+          const int n = (k + lane) / (RESTS ? RESTS : 1), part = (k + lane) % (RESTS ? RESTS : 1);
+          if (n < MINE && part < residual)
+            copy16(to + n * ROWB + (KEYS + part) * 16,
+                   cache.c + row(first + n, cache.c_batch, cache.c_slot) + rank * RC + part * 8);
+        }
+        arrive_after_copies(base + FULL + stage * 8);
+      }
+      if (++stage == STAGES) stage = 0, parity ^= 1;
+    }
+    cluster_sync();
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+    // Softmax: half warps with a lane per token; `top` is the same in all lanes of a half.
+    const int half = 2 * (warp - WARPS) + lane / 16, t = lane % 16;
+    float top[OWN], sum[OWN] = {};
+#pragma unroll
+    for (int n = 0; n < OWN; n++) top[n] = NEG_INF;
+    const int mine = 2 * (warp - WARPS) < HPC ? tiles : 0;  // a warp without heads would fall out of step
+    for (int i = 0; i < mine; i++) {
+      const u32 bar = base + SENT + i % RING * 8;
+      if (warp == WARPS && lane == 0) expect(bar, HEADS * (2 * T + 4));
+      wait_full(base + SCORED + i % 2 * 8, i / 2 & 1);
+      u32 x0[OWN], x1[OWN];
+      float factor[OWN];
+#pragma unroll
+      for (int n = 0; n < OWN; n++) {
+        const int head = half + 8 * n;
+        const int token = begin + i * T + t;
+        const bool valid = token < end && head < HPC;
+        float x = 0;
+#pragma unroll
+        for (int k = 0; k < WPH; k++)
+          x += ((float*)(memory + AT_S))[((i % 2 * WPH + k) * HPC + min(head, HPC - 1)) * T + t];
+        if (job.cap != 0) x = job.cap * tanhf(x / job.cap);
+        if (job.slopes) x -= job.slopes[rank * HPC + min(head, HPC - 1)] * (length - 1 - token);
+        x = valid ? x : NEG_INF;
+        float most = x;
+#pragma unroll
+        for (int m = 8; m; m /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, m));
+        // The scale follows only where a weight would pass 2^8: nearly never after the first tile.
+        const float before = top[n];
+        if (most > before + 8) top[n] = most;
+        factor[n] = top[n] == before ? 1.f : exp2_fast(before - top[n]);
+        const float p = valid ? exp2_fast(x - (top[n] == NEG_INF ? 0.f : top[n])) : 0.f;
+        const float q = __shfl_xor_sync(~0u, p, 1);
+        const u32 word = lane & 1 ? pack(q, p) : pack(p, q);
+        sum[n] = sum[n] * factor[n] + low(lane & 1 ? word >> 16 : word);
+        x0[n] = __shfl_sync(~0u, word, (lane & 16) + t % 4 * 4);
+        x1[n] = __shfl_sync(~0u, word, (lane & 16) + t % 4 * 4 + 2);
+      }
+      if (i >= RING) wait_full(base + FREE + i % RING * 8, i / RING - 1 & 1);
+#pragma unroll
+      for (int n = 0; n < OWN; n++)
+        if (half + 8 * n < HPC) {
+          const u32 row = base + AT_P + (i % RING * HPAD + rank * HPC + half + 8 * n) * PST;
+#pragma unroll
+          for (int block = 0; block < CL; block += 4) {
+            const int to = block + t / 4;
+            if (to < CL) send2(remote(row + t % 4 * 8, to), x0[n], x1[n], remote(bar, to));
+          }
+          if (t < CL) send(remote(row + 2 * T, t), __float_as_uint(factor[n]), remote(bar, t));
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < OWN; n++) {
+#pragma unroll
+      for (int m = 8; m; m /= 2) sum[n] += __shfl_xor_sync(~0u, sum[n], m);
+      const int global = rank * HPC + half + 8 * n;
+      if (half + 8 * n < HPC) {
+        if (t == 0 && job.splits > 1) {
+          job.norm[(slot * HEADS + global) * 2] = top[n];
+          job.norm[(slot * HEADS + global) * 2 + 1] = sum[n];
+        }
+        if (t < CL)
+          asm volatile("st.shared::cluster.f32 [%0], %1;"
+                       :: "r"(remote(base + AT_SUM + global * 4, t)), "f"(sum[n]) : "memory");
+      }
+    }
+    cluster_sync();
+  }
+}
+
+// The splits of one head of one batch row become its output.
+extern "C" __global__ void __launch_bounds__(256)
+slim_combine(const float* __restrict__ part, const float* __restrict__ norm, u16* __restrict__ out,
+             int splits) {
+  const int head = blockIdx.y, at = (blockIdx.x * 256 + threadIdx.x) * 2;
+  const long long batch = blockIdx.z;
+  if (at >= DR) return;
+  norm += (batch * splits * HEADS + head) * 2;
+  part += (batch * splits * HEADS + head) * DR + at;
+  float top = NEG_INF;
+  for (int i = 0; i < splits; i++) top = fmaxf(top, norm[i * HEADS * 2]);
+  float x = 0, y = 0, sum = 0;
+#pragma unroll 4
+  for (int i = 0; i < splits; i++) {
+    const float count = norm[i * HEADS * 2 + 1], top_i = norm[i * HEADS * 2];
+    if (count == 0) continue;  // an empty split has written no sums
+    const float w = top_i == top ? 1.f : exp2_fast(top_i - top);
+    const float2 v = *(const float2*)(part + (long long)i * HEADS * DR);
+    sum += w * count;
+    x += w * v.x;
+    y += w * v.y;
+  }
+  const float scale = sum == 0 ? 0.f : 1.f / sum;
+  *(u32*)(out + (batch * HEADS + head) * DR + at) = pack(x * scale, y * scale);
+}
+"""
