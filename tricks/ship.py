@@ -8,6 +8,7 @@ them. Where the stock class would load the weights wrongly, the model type is re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def shipped_code(plan: Plan, config: Mapping[str, Any]) -> dict[str, str]:
     stock = architecture(plan.architecture)
     config_class = CONFIG_MAPPING[config["model_type"]]
     own = own_part(plan.architecture)
-    files = {name: (SHIPPED / name).read_text(encoding="utf-8") for name in map(_file, plan.parts)}
+    files: dict[str, str] = {}
+    for part in plan.parts:
+        _gather(f"modeling_{part}", files)
     imports = [
         f"from .modeling_{part} import install as install_{part}\n" for part in plan.parts if part not in own
     ]
@@ -137,5 +140,10 @@ def _module(plan: Plan, stock: type) -> str:
     return f".modeling_{own[0]}" if own else stock.__module__
 
 
-def _file(part: str) -> str:
-    return f"modeling_{part}.py"
+def _gather(module: str, files: dict[str, str]) -> None:
+    """Add a shipped module, and those that it imports from beside itself, to file name -> text."""
+    text = (SHIPPED / f"{module}.py").read_text(encoding="utf-8")
+    files[f"{module}.py"] = text
+    for beside in re.findall(r"^from \.(\w+) import", text, re.MULTILINE):
+        if f"{beside}.py" not in files:
+            _gather(beside, files)

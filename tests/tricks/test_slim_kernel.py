@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tricks.shipped.nvrtc import NoKernel
-from tricks.shipped.slim_kernel import Shape, decode, layout, source
+from tricks.shipped.slim_kernel import Shape, _say, decode, layout, source
 
 HEADS, SIZE, REST = 3, 16, 8
 
@@ -46,6 +46,16 @@ def test_a_step_is_rotary_attention_over_the_whole_row(window: int, cap: float) 
             torch.testing.assert_close(out[b, h], expected)
 
 
+def test_a_query_may_come_turned() -> None:
+    q, k, c, lengths, freq = given()
+    angle = (lengths[:, None] + 6) * freq.double()  # positions need not begin at 0
+    scaling = 1.2
+    both = torch.stack([scaling * turned(q[b].T, angle[b][:, None]).T for b in range(2)])
+    turn = scaling * torch.cat([angle.cos(), angle.sin()], -1)
+    out = decode(both, k, c, lengths, freq, scale=0.3, turn=turn)
+    torch.testing.assert_close(out, decode(q, k, c, lengths, freq, scale=0.3 * scaling**2))
+
+
 def test_what_lies_behind_the_length_is_not_read() -> None:
     q, k, c, lengths, freq = given()
     before = decode(q, k, c, lengths, freq, scale=0.3)
@@ -65,6 +75,7 @@ def test_pages_give_what_one_piece_gives() -> None:
 
 
 def test_one_line_says_why_there_is_no_kernel(caplog: pytest.LogCaptureFixture) -> None:
+    _say.cache_clear()
     q, k, c, lengths, freq = (x.float() if x.is_floating_point() else x for x in given(9))
     q, k = torch.randn(2, 5, SIZE), torch.randn(2, 9, 5 * SIZE)  # a shape no other test has asked for
     for _ in range(2):

@@ -28,6 +28,8 @@ from transformers.cache_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .slim_step import Step
+
 NAME = "tricksmith_slim"
 SCALE_BYTES = 2
 
@@ -53,7 +55,8 @@ def to_bytes(values):
     most = values.abs().amax(-1, keepdim=True).float()
     scale = (most / 126).clamp_min(1e-30).to(torch.bfloat16)  # 126: the scale may be rounded down
     whole = (values / scale.float()).round().clamp(-127, 127).to(torch.int8)
-    return torch.cat([whole, scale.contiguous().view(torch.int8)], -1)
+    rows = scale.reshape(-1, 1)  # of unit stride, which a compiled view asks for
+    return torch.cat([whole, rows.view(torch.int8).view(*scale.shape[:-1], SCALE_BYTES)], -1)
 
 
 def from_bytes(stored, dtype):
@@ -260,6 +263,7 @@ class Memo:
         self.narrow = spec["cached_bits"] == 8 and spec["integers"]
         self.x = self.primary = self.stored = self.codes = self.layer = self.rope = None
         self.skip = False
+        self.step = Step(model, spec)
 
     def linear(self, side):
         return self.module.get_submodule(self.spec[side + "_linear"])
@@ -382,6 +386,7 @@ def attention(module, query, key, value, attention_mask, **kwargs):
     if memo.mode == "v" and memo.spec["absorbs"] and query.shape[-2] == 1:
         return decode_by_values(memo, layer, query, attention_mask, **kwargs)
     if memo.mode != "k" or query.shape[-2] > 1:
+        memo.step.unsure(layer)
         key, value = memo.keys_and_values(layer)
         if not eager and attention_mask is None and "position_bias" not in kwargs:
             kwargs.setdefault("is_causal", False)
@@ -398,7 +403,11 @@ def attention(module, query, key, value, attention_mask, **kwargs):
     mixes = (
         side.repeat_interleave(groups, 0) if groups > 1 else side for side in slim.mixes(memo.spec["heads"])
     )
-    output = decode_step(query, scores, primary, residual, *mixes)
+    sums = memo.step.rows(memo, layer, query, attention_mask, primary, residual, kwargs)
+    if sums is None:
+        output = decode_step(query, scores, primary, residual, *mixes)
+    else:
+        output = torch.einsum("bhe,hev->bhv", sums, torch.cat([*mixes], 1))[:, None].to(query.dtype)
     bias = memo.linear("value").bias
     if bias is not None:
         bias = memo.slot(bias, memo.spec["value"]).unflatten(0, (memo.spec["heads"], -1))

@@ -56,7 +56,7 @@ class Layout:
 
 class _Job(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("q", "lengths", "starts", "freq", "slopes")),
+        *((name, ctypes.c_void_p) for name in ("q", "lengths", "starts", "freq", "turn", "slopes")),
         *((name, ctypes.c_float) for name in ("scale", "cap")),
         *((name, ctypes.c_int) for name in ("window", "splits")),
         *((name, ctypes.c_void_p) for name in ("out", "part", "norm")),
@@ -80,21 +80,24 @@ def decode(
     freq: torch.Tensor | None,
     *,
     scale: float,
+    turn: torch.Tensor | None = None,
     starts: torch.Tensor | None = None,
     slopes: torch.Tensor | None = None,
     cap: float = 0.0,
     window: int = 0,
     table: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """o [B, h, d + r] in q's dtype.
+    """o [B, h, d + r] in float32 (float64 of float64): what is summed here meets large numbers next.
 
     Args:
-        q: [B, h, dk] of the newest token, before its rotary turn; float16 or bfloat16 for the kernel.
+        q: [B, h, dk] of the newest token; float16 or bfloat16 for the kernel.
         k: [B, slots, d], or [pages, slots per page, d] where there is a `table`; the last axis contiguous.
         c: [B, slots, r] likewise, or None.
         lengths: [B] int32, slots in use; the query's own token is in the last of them.
         freq: [dk/2] float32, radians per position; pairs are (i, i + dk/2). None: no rotary embedding.
-        scale: of the scores; a rotary embedding's own scaling, squared, belongs into it.
+        scale: of the scores.
+        turn: [B, dk] float32, the dk/2 cosines and dk/2 sines that q was turned by already, times a scaling a
+            of theirs, which then counts twice, as it does in the model. None: q is not turned yet.
         starts: [B] int32, first slot to read (left padding); None is 0.
         slopes: [h] float32, ALiBi: slope · distance is subtracted from the scores.
         cap: soft cap of the scores, 0 for none.
@@ -111,6 +114,7 @@ def decode(
             lengths,
             freq,
             scale=scale,
+            turn=turn,
             starts=starts,
             slopes=slopes,
             cap=cap,
@@ -121,7 +125,7 @@ def decode(
     batch, width = q.shape[0], shape.heads * shape.size + shape.residual
     slots = k.shape[1] * (1 if table is None else table.shape[1])
     splits = _splits(batch, min(slots, window or slots), clusters)
-    out = q.new_empty(batch, shape.heads, width)
+    out = q.new_empty(batch, shape.heads, width, dtype=torch.float32)
     part = norm = None
     if splits > 1:
         part = q.new_empty(batch, splits, shape.heads, width, dtype=torch.float32)
@@ -129,7 +133,7 @@ def decode(
     q = q.contiguous()
     scaled = None if slopes is None else slopes.float() * _LOG2E
     job = _Job(
-        *map(_address, (q, lengths, starts, freq, scaled)),
+        *map(_address, (q, lengths, starts, freq, turn, scaled)),
         scale * _LOG2E,
         cap * _LOG2E,
         window,
@@ -161,6 +165,7 @@ def plain(
     freq: torch.Tensor | None,
     *,
     scale: float,
+    turn: torch.Tensor | None = None,
     starts: torch.Tensor | None = None,
     slopes: torch.Tensor | None = None,
     cap: float = 0.0,
@@ -176,7 +181,12 @@ def plain(
     slot = torch.arange(k.shape[1], device=q.device)
     distance = lengths[:, None] - 1 - slot  # [B, slots]
     keys = k.to(wide).unflatten(-1, (heads, size))
-    scores = turned_dot(q.to(wide), keys, distance, freq) * scale  # [B, h, slots]
+    query = q.to(wide)
+    if turn is not None:
+        cos, sin = turn.to(wide)[:, None].chunk(2, dim=-1)
+        x, y = query.chunk(2, dim=-1)
+        query = torch.cat([x * cos + y * sin, y * cos - x * sin], dim=-1)
+    scores = turned_dot(query, keys, distance, freq) * scale  # [B, h, slots]
     if cap:
         scores = cap * torch.tanh(scores / cap)
     if slopes is not None:
@@ -188,7 +198,7 @@ def plain(
         seen = seen & (distance < window)
     weights = torch.softmax(scores.masked_fill(~seen[:, None], -math.inf), dim=-1)
     rows = k.to(wide) if c is None else torch.cat([k, c], dim=-1).to(wide)
-    return (weights @ rows.masked_fill(~seen[..., None], 0)).to(q.dtype)
+    return weights @ rows.masked_fill(~seen[..., None], 0)
 
 
 def turned_dot(
@@ -234,6 +244,11 @@ def layout(shape: Shape) -> Layout:
     raise NoKernel(f"the sums of {shape.heads} heads over {shape.heads * shape.size} columns fit no cluster")
 
 
+def available(shape: Shape, device: torch.device) -> bool:
+    """Whether `decode` has a kernel for this shape; where not, the reason is said once in one line."""
+    return _kernels(shape, device) is not None
+
+
 @functools.cache
 def _kernels(shape: Shape, device: torch.device) -> tuple[Kernel, Kernel, int] | None:
     """The compiled kernels and how many clusters run at once; None (said once) where there are none."""
@@ -254,8 +269,13 @@ def _kernels(shape: Shape, device: torch.device) -> tuple[Kernel, Kernel, int] |
             step = built["slim_decode"]
             return step, built["slim_combine"], max(1, step.clusters())
     except NoKernel as why:
-        _log.warning("slim attention decodes in plain torch: %s", why)
+        _say(str(why))
         return None
+
+
+@functools.cache
+def _say(why: str) -> None:
+    _log.warning("slim attention decodes in plain torch: %s", why)
 
 
 def source(shape: Shape, placed: Layout) -> str:

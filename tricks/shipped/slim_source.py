@@ -173,12 +173,13 @@ struct Job {
   const int* lengths;  // [batch] slots in use; the query stands at the last one
   const int* starts;   // [batch] first slot to read, or null
   const float* freq;   // [DK/2] radians per position
+  const float* turn;   // [batch][DK] cosines, then sines, by which q was turned, or null: it was not
   const float* slopes; // [HEADS] ALiBi, times log2(e), or null
   float scale;         // of the scores, times log2(e)
   float cap;           // soft cap times log2(e), or 0
   int window;          // newest slots to read, or 0: all
   int splits;
-  u16* out;            // [batch][HEADS][DR] where splits is 1
+  float* out;          // [batch][HEADS][DR] where splits is 1
   float* part;         // [batch][splits][HEADS][DR] sums
   float* norm;         // [batch][splits][HEADS][2] largest score, sum of weights
 };
@@ -257,6 +258,12 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
             qx[n] = low(q[0]) * job.scale;
             qy[n] = low(q[DK / 2]) * job.scale;
 #if ROPE
+            if (job.turn) {
+              const float* turn = job.turn + batch * DK + f;
+              const float x = qx[n];
+              qx[n] = x * turn[0] + qy[n] * turn[DK / 2];
+              qy[n] = qy[n] * turn[0] - x * turn[DK / 2];
+            }
             angle(job.freq[f], length - 1 - (begin + tile * T + T / 2), qc[n], qs[n]);
 #endif
           }
@@ -369,7 +376,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           if (at >= DR) continue;
           const float x = acc[m][n][2 * h], y = acc[m][n][2 * h + 1];
           if (job.splits == 1)
-            *(u32*)(job.out + ((long long)batch * HEADS + row) * DR + at) = pack(x * scale, y * scale);
+            *(float2*)(job.out + (slot * HEADS + row) * DR + at) = make_float2(x * scale, y * scale);
           else
             *(float2*)(job.part + (slot * HEADS + row) * DR + at) = make_float2(x, y);
         }
@@ -490,7 +497,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
 
 // The splits of one head of one batch row become its output.
 extern "C" __global__ void __launch_bounds__(256)
-slim_combine(const float* __restrict__ part, const float* __restrict__ norm, u16* __restrict__ out,
+slim_combine(const float* __restrict__ part, const float* __restrict__ norm, float* __restrict__ out,
              int splits) {
   const int head = blockIdx.y, at = (blockIdx.x * 256 + threadIdx.x) * 2;
   const long long batch = blockIdx.z;
@@ -511,6 +518,6 @@ slim_combine(const float* __restrict__ part, const float* __restrict__ norm, u16
     y += w * v.y;
   }
   const float scale = sum == 0 ? 0.f : 1.f / sum;
-  *(u32*)(out + (batch * HEADS + head) * DR + at) = pack(x * scale, y * scale);
+  *(float2*)(out + (batch * HEADS + head) * DR + at) = make_float2(x * scale, y * scale);
 }
 """

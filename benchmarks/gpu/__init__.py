@@ -1,0 +1,1 @@
+"""Measurements on a CUDA card; `make bench-gpu` runs them all."""

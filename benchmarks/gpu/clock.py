@@ -1,0 +1,75 @@
+"""Times on a CUDA card: CUDA events around replays of a CUDA graph, medians."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+
+def card() -> dict[str, Any]:
+    """What was measured on: card, driver's and libraries' versions."""
+    there = torch.cuda.get_device_properties(0)
+    return {
+        "card": there.name,
+        "memory_bytes": there.total_memory,
+        "multiprocessors": there.multi_processor_count,
+        "capability": f"{there.major}.{there.minor}",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def captured(call: Callable[[], Any], times: int = 1, warm: int = 3) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of `times` calls."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warm):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            call()
+    return graph
+
+
+def milliseconds(call: Callable[[], Any], repeats: int = 20, times: int = 1) -> float:
+    """Median milliseconds of one call inside a CUDA graph.
+
+    Args:
+        times: calls in one graph; short calls need many, that the replay itself does not count.
+    """
+    graph = captured(call, times)
+    for _ in range(5):
+        graph.replay()
+    spans = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        spans.append(start.elapsed_time(end) / times)
+    graph.reset()
+    return sorted(spans)[len(spans) // 2]
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second that a large elementwise copy reads and writes."""
+    x = torch.randn(1 << 29, dtype=torch.float32, device="cuda")
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / milliseconds(lambda: torch.neg(x, out=y)) * 1e3
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative L2 distance of a from b."""
+    return float((a.double() - b.double()).norm() / b.double().norm())

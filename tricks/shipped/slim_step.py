@@ -1,0 +1,175 @@
+"""When an attention's decode step runs in the slim kernel, and with what.
+
+The kernel wants keys that are nothing but a projection of the token, turned whole by one rotary embedding or
+by none, and tokens at consecutive positions. Whatever else is met takes the torch path, which reads what the
+model's own code made; what a shape or a machine lacks is said once, in one line.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from .slim_kernel import Shape, available, decode
+
+_CLOSE = 0.05
+"""Of two cosines: a token that stands one position off moves by 0.46, rounding by 0.01."""
+_OTHER_SCORES = ("position_bias", "s_aux", "sinks", "head_mask")
+
+
+class Steps:
+    """What the attentions of one model share: the tokens that are seen, and the turn of the newest.
+
+    Worked out once per step, from the mask and the cos and sin that the model hands round.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        rotary = [m for m in model.modules() if isinstance(getattr(m, "inv_freq", None), torch.Tensor)]
+        self.rotary: Any = rotary[0] if len(rotary) == 1 else None
+        self.tables: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+        self.key: Any = None
+        self.found: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor] | None = None
+
+    def span(
+        self, mask: torch.Tensor | None, batch: int, slots: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor] | None:
+        """Slots in use [B], first slot [B] or None, and whether all between are seen (a bool tensor).
+
+        None where the mask is none of slots, the same for all heads.
+        """
+        if mask is not None and (mask.dtype != torch.bool or mask.shape[1:] != (1, 1, slots)):
+            return None
+        key = (batch, slots, device, None if mask is None else (weakref.ref(mask), mask._version))
+        if key != self.key:
+            self.key = key
+            if mask is None:
+                lengths = torch.full((batch,), slots, dtype=torch.int32, device=device)
+                self.found = lengths, None, torch.ones((), dtype=torch.bool, device=device)
+            else:
+                seen = mask[:, 0, 0].expand(batch, slots).to(torch.int32)
+                starts = seen.argmax(-1).to(torch.int32)
+                lengths = slots - seen.flip(-1).argmax(-1).to(torch.int32)
+                self.found = lengths, starts, (seen.sum(-1) == lengths - starts).all()
+        return self.found
+
+    def turn(self, layer: Any, span: Any, rope: Any) -> torch.Tensor | None:
+        """The newest token's cosines and sines [B, dk] float32; None where positions are not consecutive.
+
+        Args:
+            rope: cos and sin as the model hands them round, [B or 1, 1, dk or dk/2] each.
+        """
+        lengths, starts, whole = span
+        state = self.tables.setdefault(layer.table, {})
+        if state.get("rope") is rope and state["span"] is span:
+            known: torch.Tensor | None = state["turn"]
+            return known
+        state.update(rope=rope, span=span)
+        freq = self.rotary.inv_freq.float()
+        table = torch.cat(layer.table.full, -1)[:, 0]  # [B, slots, dk]
+
+        def at(slots: torch.Tensor) -> torch.Tensor:
+            return table.gather(1, slots[..., None].long().expand(-1, -1, table.shape[-1])).float()
+
+        newest = at(lengths[:, None] - 1)
+        first = torch.zeros_like(lengths) if starts is None else starts
+        slots = first[:, None]
+        if state.get("checked") is not self.rotary.inv_freq:  # every token so far, else the newest alone
+            state["checked"] = self.rotary.inv_freq
+            slots = torch.arange(table.shape[1], device=freq.device).expand(lengths.shape[0], -1)
+        (c, s), (cosines, sines) = newest.chunk(2, -1), at(slots).chunk(2, -1)
+        scaling = getattr(self.rotary, "attention_scaling", 1.0) ** 2
+        distance = lengths[:, None] - 1 - slots
+        seen = (distance >= 0) & (slots >= first[:, None])
+        expected = scaling * torch.cos(distance[..., None] * freq)
+        near = (c * cosines + s * sines - expected).abs().amax(-1) < _CLOSE * scaling
+        fine = (near | ~seen).all() & whole
+        state["turn"] = newest[:, 0] if state.get("turn", newest) is not None and _holds(fine) else None
+        turn: torch.Tensor | None = state["turn"]
+        return turn
+
+
+class Step:
+    """The decode step of one attention: softmax · [K | C] of the kernel, or None for the torch path."""
+
+    def __init__(self, model: nn.Module, spec: dict[str, Any]) -> None:
+        self.steps: Steps = model.__dict__.setdefault("tricksmith_slim_steps", Steps(model))
+        self.spec = spec
+        rope = spec["rope"]
+        size = spec["cached_channels"] // spec["heads"] if spec["heads"] else 0
+        kind = getattr(self.steps.rotary, "rope_type", "default")
+        turns = rope is None or (
+            self.steps.rotary is not None
+            and kind != "dynamic"  # its frequencies change while tokens are in the cache
+            and (rope["start"], rope["size"], rope["interleaved"]) == (0, size, False)
+        )
+        self.fits = spec["mode"] == "k" and spec["interface"] and not spec["norm"] and turns
+        self.fits = self.fits and spec["groups"] == 1
+
+    def unsure(self, layer: Any) -> None:
+        """Tokens have come to the cache whose positions nobody has looked at."""
+        if layer.table is not None and layer.table in self.steps.tables:
+            self.steps.tables[layer.table].pop("checked", None)
+
+    def rows(
+        self,
+        memo: Any,
+        layer: Any,
+        query: torch.Tensor,
+        mask: torch.Tensor | None,
+        primary: torch.Tensor,
+        residual: torch.Tensor,
+        given: dict[str, Any],
+    ) -> torch.Tensor | None:
+        """o [B, h, e + r] in float32.
+
+        Args:
+            query: [B, h, 1, dk], turned.
+            primary: K [B, n, e] of all tokens.
+            residual: C [B, n, r].
+            given: what the model hands to its attention function beside the tensors.
+        """
+        dropped = given.get("dropout") and memo.module.training
+        if not self.fits or memo.config._attn_implementation != "sdpa" or dropped:
+            return None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        if any(given.get(name) is not None for name in _OTHER_SCORES):
+            return None
+        rope = self.spec["rope"]
+        if rope is not None and memo.linear("key").bias is not None:
+            return None  # it turns with the key
+        shape = Shape(query.shape[1], query.shape[3], self.spec["residual"], query.dtype, rope is not None)
+        if not available(shape, query.device):
+            return None
+        span = self.steps.span(mask, query.shape[0], primary.shape[1], query.device)
+        if span is None:
+            return None
+        turn = None
+        if rope is not None:
+            turn = self.steps.turn(layer, span, memo.rope)
+            if turn is None:
+                return None
+        elif not _holds(span[2]):
+            return None
+        return decode(
+            query[:, :, 0],
+            primary,
+            residual if self.spec["residual"] else None,
+            span[0],
+            None if rope is None else self.steps.rotary.inv_freq.float(),
+            scale=given.get("scaling") or query.shape[3] ** -0.5,
+            turn=turn,
+            starts=span[1],
+            cap=given.get("softcap") or 0.0,
+        )
+
+
+def _holds(fine: torch.Tensor) -> bool:
+    """Whether it is true; while a CUDA graph is captured nobody can know, and a replay stops where not."""
+    if fine.is_cuda and torch.cuda.is_current_stream_capturing():
+        torch._assert_async(fine, "slim attention: tokens not at consecutive positions in a CUDA graph")
+        return True
+    return bool(fine)
