@@ -4,10 +4,11 @@ Honest: FlashNorm conversions of small random models of many architectures (mixt
 in three storage types, with several seeds, and of the trained model in this repo. Every verdict but
 `equivalent` is a false alarm.
 
-Damaged: the trained model, a random model with biases and a mixture of experts, converted and then spoilt in
-the ways of `benchmarks/damages.py`, each at several strengths. The size of a damage is the divergence from
-the source over that of the source's own rounding noise, both as measured; what is missed is named with its
-size.
+Damaged: the trained model, random models with biases and with a sliding window and a mixture of experts,
+converted and then spoilt in the ways of `benchmarks/damages.py` and `damages_files.py`, each at several
+strengths. The size of a damage is the divergence from the source over that of the source's own rounding
+noise, both as measured. Two things see damage: the files, held against plan and source, and the runs. What
+the runs alone would have missed is named with its size, and so is what both miss.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ import transformers
 from transformers.utils import logging
 
 from benchmarks.damages import DAMAGES, NotHere, damaged
+from benchmarks.damages_files import FILE_DAMAGES
 from benchmarks.zoo import DENSE, EXPERTS, make
 from evals import Evidence, Verdict, compare
-from tricks import BadInput, TricksmithError, convert, make_plan, parse_trick, read_checkpoint
+from tricks import BadInput, Plan, TricksmithError, convert, make_plan, parse_trick, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "bench-detect"
@@ -41,7 +43,7 @@ TRAINED = ROOT / "models" / "tiny-llama"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 Figures = dict[str, Any]
-REFUSED: Figures = {"verdict": "refused", "failed": [], "size": None, "shares": {}}
+REFUSED: Figures = {"verdict": "refused", "seen_by": ["loading"], "failed": [], "size": None, "shares": {}}
 """A folder that does not load at all is not compared: one line says so, and nothing is published."""
 CAUGHT = (Verdict.DIFFERENT.value, "refused")
 
@@ -88,15 +90,17 @@ def _honest(count: int, tokens: int) -> Iterator[Figures]:
                     return
                 source, made = BUILD / "source", BUILD / "converted"
                 try:
-                    _convert(make(_fresh(source), name, dtype, seed), made)
+                    plan = _convert(make(_fresh(source), name, dtype, seed), made)
                 except (TricksmithError, ValueError, TypeError, AttributeError, RuntimeError) as error:
                     _say(f"left out: {name}: {str(error).splitlines()[0][:120]}")
                     types.remove(name)
                     break
-                evidence = compare(source, made, tokens=tokens)
+                evidence = compare(source, made, tokens=tokens, plan=plan)
                 done += 1
                 row = {"type": name, "dtype": str(dtype)[6:], "seed": seed} | _figures(evidence)
-                _say(f"{done}/{count} {name} {str(dtype)[6:]} {seed}: {row['verdict']} {row['failed'] or ''}")
+                _say(
+                    f"{done}/{count} {name} {str(dtype)[6:]} {seed}: {row['verdict']} {row['reasons'] or ''}"
+                )
                 yield row
         seed += 1
 
@@ -105,11 +109,13 @@ def _damaged(tokens: int) -> Iterator[Figures]:
     sources = {
         "tiny-llama (trained)": TRAINED,
         "qwen2 (random, biases)": make(_fresh(BUILD / "qwen2"), "qwen2", torch.bfloat16, 1),
+        "gemma2 (random, window)": make(_fresh(BUILD / "gemma2"), "gemma2", torch.bfloat16, 1),
         "qwen3_moe (random, experts)": make(_fresh(BUILD / "moe"), "qwen3_moe", torch.bfloat16, 1),
     }
     for label, source in sources.items():
-        made = _convert(source, BUILD / "converted")
-        for damage in DAMAGES:
+        made = BUILD / "converted"
+        plan = _convert(source, made)
+        for damage in (*DAMAGES, *FILE_DAMAGES):
             for strength in damage.strengths:
                 try:
                     spoilt = damaged(source, made, BUILD / "spoilt", damage, strength)
@@ -117,18 +123,23 @@ def _damaged(tokens: int) -> Iterator[Figures]:
                     break
                 row = {"model": label, "damage": damage.name, "strength": strength}
                 try:
-                    row |= _figures(compare(source, spoilt, tokens=tokens))
+                    row |= _figures(compare(source, spoilt, tokens=tokens, plan=plan))
                 except BadInput as error:
                     row |= REFUSED | {"reasons": [str(error)[:200]]}
-                _say(f"{label}, {damage.name} {strength:g}: size {row['size']}, {row['verdict']}")
+                seen = f"size {row['size']}, {row['verdict']} {row['seen_by']}"
+                _say(f"{label}, {damage.name} {strength:g}: {seen}")
                 yield row
 
 
 def _figures(evidence: Evidence) -> Figures:
     floor, wide = evidence.floor, evidence.wide
     known = floor is not None and wide is not None and wide.divergence == wide.divergence
+    failed = [check.reason for check in evidence.checks if not check.passed]
+    ran = bool(failed) or wide is None or any("lacks weights" in reason for reason in evidence.reasons)
+    files = any(reason not in failed and "lacks weights" not in reason for reason in evidence.reasons)
     return {
         "verdict": evidence.verdict.value,
+        "seen_by": [name for name, saw in (("runs", ran), ("files", files)) if saw],
         "failed": [check.name for check in evidence.checks if not check.passed],
         "reasons": list(evidence.reasons)[:2],
         "size": float(f"{wide.divergence / floor.divergence:.3g}") if known and wide and floor else None,
@@ -142,12 +153,13 @@ def _figures(evidence: Evidence) -> Figures:
     }
 
 
-def _convert(source: Path, out: Path) -> Path:
+def _convert(source: Path, out: Path) -> Plan:
     """A FlashNorm conversion, with as much of a manifest as tells which trick it was."""
     shutil.rmtree(out, ignore_errors=True)
-    convert(make_plan(read_checkpoint(source), [parse_trick("flashnorm")]), source, out)
+    plan = make_plan(read_checkpoint(source), [parse_trick("flashnorm")])
+    convert(plan, source, out)
     (out / "conversion.json").write_text(json.dumps({"recipe": ["flashnorm"]}))
-    return out
+    return plan
 
 
 def _fresh(folder: Path) -> Path:
@@ -158,6 +170,7 @@ def _fresh(folder: Path) -> Path:
 def _summary(clean: list[Figures], harmed: list[Figures]) -> Figures:
     alarms = [row for row in clean if row["verdict"] != Verdict.EQUIVALENT]
     missed = [row for row in harmed if row["verdict"] not in CAUGHT]
+    unseen = [row for row in harmed if not {"runs", "loading"} & set(row["seen_by"])]
     beyond = [row for row in missed if row["size"] is not None and row["size"] > 1]
     checks = sorted({name for row in [*clean, *harmed] for name in row["shares"]})
     return {
@@ -168,7 +181,11 @@ def _summary(clean: list[Figures], harmed: list[Figures]) -> Figures:
         "kinds": len({row["damage"] for row in harmed}),
         "caught": len(harmed) - len(missed),
         "missed_beyond_the_floor": len(beyond),
-        "missed": [{key: row[key] for key in ("model", "damage", "strength", "size")} for row in missed],
+        "missed": _named(missed),
+        "seen_by": {
+            name: sum(name in row["seen_by"] for row in harmed) for name in ("files", "runs", "loading")
+        },
+        "missed_by_the_runs_alone": _named(unseen),
         "checks": {
             name: {
                 "false_alarms": sum(name in row["failed"] for row in clean),
@@ -183,6 +200,10 @@ def _summary(clean: list[Figures], harmed: list[Figures]) -> Figures:
     }
 
 
+def _named(rows: list[Figures]) -> list[Figures]:
+    return [{key: row[key] for key in ("model", "damage", "strength", "size")} for row in rows]
+
+
 def _print(result: Figures) -> None:
     print(f"honest conversions: {result['honest_conversions']} of {result['architectures']} architectures")
     print(f"  false alarms: {result['false_alarms']}")
@@ -190,12 +211,17 @@ def _print(result: Figures) -> None:
     print(f"  missed beyond the source's noise: {result['missed_beyond_the_floor']}")
     for row in result["missed"]:
         print(f"  missed: {row['model']}: {row['damage']}, {row['strength']:g}: {row['size']} of the noise")
+    print(f"  seen by: {result['seen_by']}")
+    for row in result["missed_by_the_runs_alone"]:
+        print(
+            f"  files alone: {row['model']}: {row['damage']}, {row['strength']:g}: {row['size']} of the noise"
+        )
     for name, row in result["checks"].items():
         print(f"  {name}: {row}")
 
 
 def _draw(harmed: list[Figures]) -> None:
-    """Every damage by its size; hollow where it was missed."""
+    """Every damage by its size; filled where the runs saw it, hollow where only the files did."""
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(row["damage"] for row in harmed))
@@ -203,16 +229,16 @@ def _draw(harmed: list[Figures]) -> None:
     axes = figure.add_subplot()
     for row in harmed:
         if row["size"]:
-            seen = row["verdict"] in CAUGHT
+            caught, ran = row["verdict"] in CAUGHT, "runs" in row["seen_by"]
             axes.scatter(
                 row["size"],
                 kinds.index(row["damage"]),
                 s=24,
-                facecolors="C0" if seen else "none",
-                edgecolors="C0" if seen else "C3",
+                facecolors="C0" if ran else "none",
+                edgecolors="C0" if caught else "C3",
             )
     axes.axvline(1, color="0.5", linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlabel="divergence over the source's own rounding noise (filled: caught)")
+    axes.set(xscale="log", xlabel="divergence over the source's own rounding noise (filled: seen by running)")
     axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
     axes.invert_yaxis()
     PICTURE.parent.mkdir(parents=True, exist_ok=True)

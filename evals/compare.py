@@ -15,6 +15,7 @@ import transformers
 
 from evals import harness
 from evals.evidence import Evidence
+from evals.files import compare_files
 from evals.generation import Generation, compare_continuations
 from evals.layout import same_weights_laid_out
 from evals.logits import LogitComparison, LogitDifference
@@ -43,7 +44,7 @@ from evals.verdict import (
     rounding_check,
     wide_checks,
 )
-from tricks import Report, silent
+from tricks import Plan, Report, silent
 
 SCALING = frozenset({"flashnorm"})
 """Tricks that only scale rows or columns of weights: each is computed exactly and rounded once."""
@@ -86,6 +87,7 @@ def compare(
     lossless: bool = True,
     budget: Mapping[str, float] | None = None,
     tricks: Sequence[str] | None = None,
+    plan: Plan | None = None,
     text: str | None = None,
     tasks: Sequence[str] = (),
     tokens: int | None = None,
@@ -105,6 +107,7 @@ def compare(
             of these names from the tricks.
         tricks: the tricks that were applied, as written; None reads them from the converted folder's
             `conversion.json`, where there is one.
+        plan: what was carried out, where the caller has it; otherwise it is made again from the tricks.
         text, tasks, tokens: instead of the recipe's.
         device: a torch device; by default the GPU where there is one.
         memory: the most to hold; by default what is free.
@@ -125,7 +128,9 @@ def compare(
     suite = harness.load_tasks(recipe)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     memory = memory or MemoryLimit()
+    files = compare_files(source, converted, applied, plan, lossless, report or silent)
     reasons, notes = tokenizer_changes(source, converted)
+    notes += files.notes
     names = {trick.split(":")[0] for trick in applied}
     run = _Comparison(
         source=source,
@@ -152,12 +157,13 @@ def compare(
         )
         notes += words
         checks += harness.task_checks(results)
-    verdict, failures = _judge(reasons, checks, budgeted, lossless)
+    verdict, failures = _judge([*files.reasons, *reasons], checks, budgeted, lossless)
     return Evidence(
         verdict=verdict,
         reasons=tuple(failures),
         notes=(*reference.notes, *notes, *reference.meter.notes),
         checks=tuple(checks + budgeted),
+        weights=files.weights,
         floors=tuple(comparison.result() for comparison in run.floors),
         rounded=_result(run.rounded),
         wide=_result(run.in_wide),

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from evals.files import Weights
 from evals.generation import Generation
 from evals.logits import LogitDifference
 from evals.perplexity import Perplexity
@@ -22,15 +23,16 @@ class Evidence:
     The runs (see `evals.verdict`) are compared with one reference, the source in the wider dtype: `floors`
     are the source in its storage dtype, `rounded` with its weights stored once more, `wide` and `storage` the
     converted model in either dtype, `decode` its cached decode path. They are None only where the two models
-    cannot be run on the same tokens, or a run was left out for a reason that `notes` give. `reasons` say why
-    the verdict is `different`. `series` holds what is drawn: per-token losses, divergences by position,
-    errors by layer.
+    cannot be run on the same tokens, or a run was left out for a reason that `notes` give. `weights` are the
+    files held against their plan, where there is one. `reasons` say why the verdict is `different`. `series`
+    holds what is drawn: per-token losses, divergences by position, errors by layer.
     """
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
+    weights: Weights | None = None
     floors: tuple[LogitDifference, ...] = ()
     rounded: LogitDifference | None = None
     wide: LogitDifference | None = None
@@ -73,6 +75,7 @@ class Evidence:
                     Check(c["name"], float(c["value"]), float(c["limit"]), bool(c["least"]))
                     for c in data["checks"]
                 ),
+                weights=Weights.from_json(data["weights"]) if data.get("weights") else None,
                 floors=tuple(_record(LogitDifference, run) for run in data["floors"]),
                 rounded=_optional(LogitDifference, data["rounded"]),
                 wide=_optional(LogitDifference, data["wide"]),
@@ -89,7 +92,19 @@ class Evidence:
 
     def headline(self) -> list[tuple[str, str]]:
         """The figures that matter, (name, value) in words for people."""
-        return [*self._logit_lines(), *self._loss_lines(), *self._task_lines()]
+        return [*self._weight_lines(), *self._logit_lines(), *self._loss_lines(), *self._task_lines()]
+
+    def _weight_lines(self) -> list[tuple[str, str]]:
+        if self.weights is None:
+            return []
+        w = self.weights
+        held = f"{w.values:,} numbers in {w.tensors} tensors"
+        name = "weights computed again from the plan"
+        if w.wrong:
+            return [(name, f"{held}: not the plan's in {'; '.join(w.wrong)}")]
+        same = "all equal" if w.exact == w.values else f"{w.values - w.exact:,} differ by one rounding"
+        left = f"; {w.left} tensors that activations decide were not computed again" if w.left else ""
+        return [(name, f"{held}: {same}{left}")]
 
     def _logit_lines(self) -> list[tuple[str, str]]:
         floor, wide = self.floor, self.wide

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from evals.models import Kind, Loaded
+from evals.models import Kind, Loaded, first_line
 from evals.windows import Window
 from tricks import BadInput, Report
 
@@ -67,9 +67,9 @@ def window_logits(
                 output = _forward(found, cut[at : at + rows], want)
                 logits = _answers(output).cpu()
                 break
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not out_of_memory(error):
-                    raise
+                    raise _cannot_run(found, cut[at], error) from error
             rows = meter.shrink(rows)
         if want and hidden is not None:
             states = getattr(output, "hidden_states", None) or getattr(output, "decoder_hidden_states", None)
@@ -80,6 +80,15 @@ def window_logits(
             yield row
             meter.add(len(window.inputs))
         at += rows
+
+
+def _cannot_run(found: Loaded, window: Window, error: Exception) -> BadInput:
+    """Models are other people's code: whatever one raises, it is the model that cannot be run."""
+    read = "" if window.encoder is None else f" with {list(window.encoder.shape)} for its encoder"
+    return BadInput(
+        f"{type(found.model).__name__} cannot be run on {len(window.inputs)} tokens{read} "
+        f"({first_line(error)}); give an intact model"
+    )
 
 
 def _batch(found: Loaded, cut: Sequence[Window], at: int, most: int) -> int:

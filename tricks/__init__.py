@@ -19,13 +19,18 @@ from tricks.recipe import TRICKS, Trick, parse_trick, stated_budget
 if TYPE_CHECKING:
     from tricks.converting import convert
     from tricks.planning import make_plan
+    from tricks.rechecking import CarriedOut, carried_out
+    from tricks.ship import expected_config
     from tricks.sketch import Part
     from tricks.surveying import Look, overview, survey
 else:
     _LATE = {
+        "CarriedOut": "rechecking",
         "Look": "surveying",
         "Part": "sketch",
+        "carried_out": "rechecking",
         "convert": "converting",
+        "expected_config": "ship",
         "make_plan": "planning",
         "overview": "surveying",
         "survey": "surveying",
@@ -42,6 +47,7 @@ __all__ = [
     "TRICKS",
     "BadInput",
     "Cancelled",
+    "CarriedOut",
     "Checkpoint",
     "Conversion",
     "Look",
@@ -52,9 +58,11 @@ __all__ = [
     "TensorInfo",
     "Trick",
     "TricksmithError",
+    "carried_out",
     "checkpoint_from_headers",
     "companions",
     "convert",
+    "expected_config",
     "files_of",
     "make_plan",
     "overview",

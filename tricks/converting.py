@@ -26,10 +26,9 @@ from tricks.conversion import Conversion
 from tricks.editor import Editor
 from tricks.errors import BadInput
 from tricks.hashed_file import HashedFile
-from tricks.merged import merged
 from tricks.plan import Plan
 from tricks.progress import Report, silent
-from tricks.ship import code_fields, shipped_code
+from tricks.ship import expected_config, shipped_code
 
 
 def convert(
@@ -117,7 +116,7 @@ def _texts(work: Editor, plan: Plan, source: Path) -> Iterator[tuple[str, bytes]
     if plan.config or plan.parts:
         yield (
             "config.json",
-            _json(merged(checkpoint.config, plan.config, code_fields(plan, checkpoint.config))),
+            _json(expected_config(plan, checkpoint.config)),
         )
 
 

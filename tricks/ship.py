@@ -16,6 +16,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from tricks.families import architecture, auto_class, own_part
+from tricks.merged import merged
 from tricks.plan import Plan
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -118,6 +119,11 @@ def code_fields(plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
         "model_type": renamed(config["model_type"]),
         "architectures": [class_name(plan)],
     }
+
+
+def expected_config(plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` that a plan makes of the source's."""
+    return merged(config, plan.config, code_fields(plan, config))
 
 
 def class_name(plan: Plan) -> str:

@@ -112,15 +112,15 @@ def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) ->
     from evals import compare  # late: planning needs no evals
 
     source, converted = Path(request["source"]), Path(request["converted"])
-    lossless, tricks, asked = bool(request["lossless"]), request["tricks"], request["evidence"]
-    budget = None if lossless else stated_budget(parse_trick(text) for text in tricks)
+    plan, asked = Plan.from_json(request["plan"]), request["evidence"]
     return compare(
         source,
         converted,
         recipe=recipe_of(asked),
-        lossless=lossless,
-        budget=budget,
-        tricks=tricks,
+        lossless=plan.lossless,
+        budget=None if plan.lossless else stated_budget(plan.tricks),
+        tricks=[str(trick) for trick in plan.tricks],
+        plan=plan,
         memory=memory_of(asked).within(int(request["memory"])),
         cache=Path(request["cache"]),
         report=report,

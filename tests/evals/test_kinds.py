@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from evals import Verdict, compare
+from tricks import BadInput
 
 WIDTH, VOCABULARY = 64, 200
 BERT = BertConfig(
@@ -114,3 +115,25 @@ def test_experts_stored_in_float32_are_judged_in_float64(tmp_path):
     evidence = compare(tmp_path / "moe", tmp_path / "moe", tokens=100)
     assert evidence.verdict is Verdict.EQUIVALENT
     assert evidence.settings["wide_dtype"] == "float64"
+
+
+def test_a_speech_model_reads_its_own_extractors_features_at_its_own_length(edited):
+    source = Path(__file__).parents[2] / "models" / "wirings" / "whisper"
+    same = compare(source, source, tokens=100)  # its extractor makes 3,000 frames; the model reads 256
+    assert same.verdict is Verdict.EQUIVALENT
+    assert same.decode is not None
+
+    def damage(tensors):
+        name = "model.encoder.layers.1.self_attn.v_proj.weight"
+        tensors[name] = tensors[name].roll(4, dims=0)
+
+    assert compare(source, edited(source, damage), tokens=100).verdict is Verdict.DIFFERENT
+
+
+def test_an_extractor_that_does_not_belong_to_its_model_is_one_clear_line(edited):
+    source = Path(__file__).parents[2] / "models" / "wirings" / "whisper"
+    other = edited(source)
+    file = other / "preprocessor_config.json"
+    file.write_text(file.read_text().replace('"feature_size": 16', '"feature_size": 80'))
+    with pytest.raises(BadInput, match="cannot be run"):
+        compare(other, other, tokens=100)
