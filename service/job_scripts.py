@@ -139,7 +139,8 @@ end
 CREATE = (
     _COMMON
     + """
--- ask: id, key, user, lane, size, limits {user_waiting, all_waiting, user_bytes}, record {name: JSON}, day
+-- ask: id, key, user, lane, size, limits {user_waiting, all_waiting, user_bytes, user_jobs},
+-- record {name: JSON}, day
 -- answer: the id of the job that does it, or 'limit NAME'
 local active = P .. 'active:' .. ask.key
 local old = redis.call('GET', active)
@@ -158,14 +159,20 @@ if limits.user_waiting > 0 then
   end
   if waiting >= limits.user_waiting then return 'limit user_waiting' end
 end
+local today = math.floor(now / 86400) .. ':' .. ask.user
+if limits.user_jobs > 0 and tonumber(redis.call('GET', P .. 'made:' .. today) or '0') >= limits.user_jobs then
+  return 'limit user_jobs'
+end
 if limits.user_bytes > 0 then
-  local bytes = P .. 'bytes:' .. math.floor(now / 86400) .. ':' .. ask.user
+  local bytes = P .. 'bytes:' .. today
   if tonumber(redis.call('GET', bytes) or '0') + ask.size > limits.user_bytes then
     return 'limit user_bytes'
   end
   redis.call('INCRBY', bytes, ask.size)
   redis.call('EXPIRE', bytes, 2 * 86400)
 end
+redis.call('INCR', P .. 'made:' .. today)
+redis.call('EXPIRE', P .. 'made:' .. today, 2 * 86400)
 for name, text in pairs(ask.record) do redis.call('HSET', key(ask.id), name, text) end
 redis.call('HSET', key(ask.id), 'created', stamp)
 redis.call('SET', active, ask.id)
@@ -188,8 +195,7 @@ return move(ask.id, ask.to, ask.from, ask)
 TAKE = (
     _COMMON
     + """
--- ask: lanes [in order], owner, lease (ms), schema (the latest known), set, user_running,
---      large (most large jobs at a time), large_lanes
+-- ask: lanes [in order], owner, lease (ms), set, user_running, large (most large jobs at a time), large_lanes
 -- answer: the id of the job that is the owner's now, or ''
 local taken = redis.call('GET', P .. 'taken:' .. ask.owner)
 if taken then return taken end  -- the answer to an earlier try was lost on its way
@@ -204,16 +210,13 @@ for _, lane in ipairs(ask.lanes) do
       local busy = ask.user_running > 0 and redis.call('SCARD', P .. 'running:' .. user) >= ask.user_running
       if not busy then
         for _, id in ipairs(redis.call('ZRANGE', line .. ':' .. user, 0, 9)) do
-          -- A later schema may ask for what this worker does not know: that waits for a newer one.
-          if (field(id, 'schema') or 1) <= ask.schema then
-            if move(id, 'running', {queued = true}, ask) == 'ok' then
-              redis.call('SET', P .. 'taken:' .. ask.owner, id, 'PX', ask.lease)
-              return id
-            end
-            -- A worker of an older release took it by its message and left it in the line.
-            redis.call('ZREM', line .. ':' .. user, id)
-            redis.call('ZREM', P .. 'waiting', id)
+          if move(id, 'running', {queued = true}, ask) == 'ok' then
+            redis.call('SET', P .. 'taken:' .. ask.owner, id, 'PX', ask.lease)
+            return id
           end
+          -- A worker of an older release took it by its message and left it in the line.
+          redis.call('ZREM', line .. ':' .. user, id)
+          redis.call('ZREM', P .. 'waiting', id)
         end
         if redis.call('EXISTS', line .. ':' .. user) == 0 then redis.call('ZREM', line, user) end
       end

@@ -14,6 +14,7 @@ class Reached(StrEnum):
     USER_WAITING = "user_waiting"
     ALL_WAITING = "all_waiting"
     USER_BYTES = "user_bytes"
+    USER_JOBS = "user_jobs"
 
 
 class LimitReached(BadInput):
@@ -31,6 +32,8 @@ class Limits:
     """Of all sources that one user submits in one day (UTC)."""
     model_bytes: int = 0
     """Of one source."""
+    user_jobs: int = 0
+    """That one user submits in one day (UTC)."""
 
     def at_submit(self) -> dict[str, int]:
         """What is checked in the moment in which a job is made, so that many at once cannot slip through."""
@@ -38,6 +41,7 @@ class Limits:
             "user_waiting": self.user_waiting,
             "all_waiting": self.all_waiting,
             "user_bytes": self.user_bytes,
+            "user_jobs": self.user_jobs,
         }
 
     def check_model(self, model: str, size: int) -> None:
@@ -68,4 +72,9 @@ class Limits:
                 return LimitReached(
                     f"this would be more than the {self.user_bytes / 1e9:.2f} GB of models that one user may"
                     " submit in a day; try again tomorrow"
+                )
+            case Reached.USER_JOBS:
+                return LimitReached(
+                    f"you have submitted {self.user_jobs} jobs today, the most for one user;"
+                    " the day ends at midnight UTC"
                 )

@@ -100,6 +100,7 @@ class Settings:
             user_running=read.count("USER_RUNNING", 0, least=0),
             user_bytes=read.size("USER_BYTES_PER_DAY", 0),
             model_bytes=read.size("MODEL_BYTES", 0),
+            user_jobs=read.count("USER_JOBS_PER_DAY", 0, least=0),
         )
         return Settings(
             data=folder.expanduser().absolute(),

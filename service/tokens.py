@@ -44,6 +44,11 @@ class Grant:
     expires: float
     scopes: frozenset[str]
 
+    @property
+    def lasts(self) -> bool:
+        """Whether it will outlive a job."""
+        return self.expires - time.time() >= SHORTEST_S
+
     @staticmethod
     def of(token: str, expires: float, scope: str | Iterable[str]) -> Grant:
         """From the words of OAuth: `scope` is a list, or one text with spaces."""
@@ -65,7 +70,7 @@ def check_grant(grant: Grant, *, pr: bool = False) -> None:
         )
     if not grant.scopes >= NEEDED:
         raise BadInput(f"this sign-in may not create repos; sign in again and grant {asked}")
-    if grant.expires - time.time() < SHORTEST_S:
+    if not grant.lasts:
         raise BadInput("this sign-in has expired, or is about to; sign in again")
     if pr:
         raise BadInput("a sign-in may not open pull requests elsewhere; publish to a new repo instead")

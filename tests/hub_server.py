@@ -3,8 +3,8 @@
 It speaks the part of the Hub's HTTP API that Tricksmith's client calls need: whoami with token scopes, model
 info with files and scan status, tree, refs, resolve (ETag, commit, ranges, redirect of large files),
 preupload, LFS in one piece and in parts, commits, branches, pull requests, repo create, settings and delete,
-search, collections, webhooks, rate limits. Repos live in memory; every request is logged; faults can be
-ordered.
+search, collections, webhooks, rate limits, sign-in by OpenID Connect, Spaces, datasets and buckets. Repos
+live in memory; every request is logged; faults can be ordered.
 """
 
 from __future__ import annotations
@@ -21,48 +21,62 @@ from tests.hub.base import Reply
 from tests.hub.listing import Listing
 from tests.hub.manners import Manner
 from tests.hub.reading import Reading
+from tests.hub.signing_in import SigningIn
+from tests.hub.spaces import Runtime
 from tests.hub.world import Blob, Collection, Fault, Repo, Request, User, is_large
 from tests.hub.writing import Writing
 
 __all__ = ["HubServer", "User"]
 
 
-class _Handler(Reading, Writing, Listing):
+class _Handler(Reading, Writing, Listing, SigningIn):
     """All routes."""
 
 
-_ID = r"((?!api/)[^/]+/[^/]+)"
+_ID = r"((?:(?:spaces|datasets)/)?(?!api/)[^/]+/[^/]+)"
+_API = r"/api/(?:models/|(?=spaces/|datasets/))((?:(?:spaces|datasets)/)?[^/]+/[^/]+)"
+_SPACE = r"/api/(spaces/[^/]+/[^/]+)"
 _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Reply]]] = [
     (methods, re.compile(pattern), handler)
     for methods, pattern, handler in (
+        ("GET", r"/.well-known/openid-configuration", _Handler.openid),
+        ("GET", r"/oauth/jwks", _Handler.jwks),
+        ("GET", r"/oauth/authorize", _Handler.authorize),
+        ("POST", r"/oauth/token", _Handler.token),
+        ("GET", r"/oauth/userinfo", _Handler.userinfo),
         ("GET", r"/api/whoami-v2", _Handler.whoami),
         ("GET", r"/api/models", _Handler.models),
-        ("GET", rf"/api/models/{_ID}", _Handler.info),
-        ("GET", rf"/api/models/{_ID}/revision/([^/]+)", _Handler.info),
-        ("GET", rf"/api/models/{_ID}/tree/([^/]+)(/.*)?", _Handler.tree),
-        ("GET", rf"/api/models/{_ID}/refs", _Handler.refs),
-        ("GET", rf"/api/models/{_ID}/commits/([^/]+)", _Handler.commits),
-        ("GET", rf"/api/models/{_ID}/auth-check", _Handler.auth_check),
-        ("POST", rf"/api/models/{_ID}/paths-info/([^/]+)", _Handler.paths_info),
+        ("GET", rf"{_API}", _Handler.info),
+        ("GET", rf"{_API}/revision/([^/]+)", _Handler.info),
+        ("GET", rf"{_API}/tree/([^/]+)(/.*)?", _Handler.tree),
+        ("GET", rf"{_API}/refs", _Handler.refs),
+        ("GET", rf"{_API}/commits/([^/]+)", _Handler.commits),
+        ("GET", rf"{_API}/auth-check", _Handler.auth_check),
+        ("POST", rf"{_API}/paths-info/([^/]+)", _Handler.paths_info),
         ("GET HEAD", rf"/{_ID}/resolve/([^/]+)/(.+)", _Handler.resolve),
         ("GET HEAD", r"/cdn/([0-9a-f]{64})/(.+)", _Handler.cdn),
+        ("GET", rf"{_SPACE}/runtime", _Handler.runtime),
+        ("POST", rf"{_SPACE}/hardware", _Handler.hardware),
+        ("GET POST", rf"{_SPACE}/secrets", _Handler.secrets),
+        ("PUT", rf"{_SPACE}/volumes", _Handler.volumes),
+        ("POST", r"/api/buckets/([^/]+)/([^/]+)", _Handler.bucket),
         ("GET", r"/api/collections/(.+)", _Handler.collection),
         ("GET", r"/api/settings/webhooks", _Handler.list_webhooks),
         ("POST", r"/api/settings/webhooks", _Handler.add_webhook),
         ("POST", r"/api/repos/create", _Handler.create),
         ("DELETE", r"/api/repos/delete", _Handler.delete),
-        ("PUT", rf"/api/models/{_ID}/settings", _Handler.settings),
+        ("PUT", rf"{_API}/settings", _Handler.settings),
         ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
-        ("POST", rf"/api/models/{_ID}/preupload/([^/]+)", _Handler.preupload),
+        ("POST", rf"{_API}/preupload/([^/]+)", _Handler.preupload),
         ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
         ("PUT", r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
         ("PUT", r"/lfs/([0-9a-f]{64})/(\d+)", _Handler.lfs_part),
         ("POST", r"/lfs/([0-9a-f]{64})/complete", _Handler.lfs_complete),
         ("POST", r"/lfs/([0-9a-f]{64})/verify", _Handler.lfs_verify),
-        ("POST", rf"/api/models/{_ID}/commit/([^/]+)", _Handler.commit),
-        ("POST", rf"/api/models/{_ID}/branch/([^/]+)", _Handler.add_branch),
-        ("DELETE", rf"/api/models/{_ID}/branch/([^/]+)", _Handler.drop_branch),
-        ("GET", rf"/api/models/{_ID}/discussions", _Handler.discussions),
+        ("POST", rf"{_API}/commit/([^/]+)", _Handler.commit),
+        ("POST", rf"{_API}/branch/([^/]+)", _Handler.add_branch),
+        ("DELETE", rf"{_API}/branch/([^/]+)", _Handler.drop_branch),
+        ("GET", rf"{_API}/discussions", _Handler.discussions),
     )
 ]
 
@@ -89,6 +103,13 @@ class HubServer:
         self.quota: int | None = None  # bytes of large files in all
         self.rate: tuple[int, float] | None = None  # requests in so many seconds
         self.page_size = 100
+        self.runtimes: dict[str, Runtime] = {}
+        self.buckets: dict[str, dict[str, Any]] = {}
+        self.paid_hardware: set[str] = set()  # what costs more than this Hub's users pay
+        self.client = ("client-of-the-space", "its secret")  # the one app that people sign in to
+        self.codes: dict[str, dict[str, str]] = {}
+        self.granted_scopes: str | None = None  # some providers grant other scopes than those asked for
+        self.sign_in_s = 8 * 3600
         self.branches = True  # some Hubs know no branches
         self.bare_listings = False  # some Hubs list names alone
         self.redirects = True  # some serve large files themselves

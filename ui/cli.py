@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from ui.cli_space import add_space
 from ui.cli_watch import add_watch
 
 DONE, NO, BAD = 0, 1, 2
@@ -129,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--workers", type=_workers, default=1, metavar="N", help="worker processes (default 1, 0 for none)"
     )
+
+    add_space(add("space", "put Tricksmith on a Hub Space", json=False), _Parser)
 
     add("doctor", "look at this deployment (Redis, disk, GPU, token, clocks), and say what to change")
 

@@ -207,6 +207,13 @@ def worker(args: argparse.Namespace) -> int:
     return run_worker(settings, args.queue) if args.queue else run_worker(settings)
 
 
+def space(args: argparse.Namespace) -> int:
+    """Put Tricksmith on a Hub Space."""
+    from ui.commands_space import deploy
+
+    return deploy(args)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Look at this deployment, and say what to change."""
     from ui.commands_doctor import doctor as run
@@ -230,6 +237,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
         watch,
         serve,
         worker,
+        space,
         doctor,
     )
 }

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from service.api import Service
 from service.settings import Settings
@@ -14,15 +15,18 @@ from ui.pages.guard import is_loopback
 from ui.progress import note, say
 from ui.stack import log_file, processes, queue_service
 
+if TYPE_CHECKING:  # Gradio takes seconds to import
+    from ui.pages.api import Gpu
+
 
 def serve(host: str, port: int, workers: int) -> int:
     """Run until SIGINT or SIGTERM; returns the exit code."""
     stop = threading.Event()
     roles = ["worker"] * workers + ["beat"] * bool(workers)
     with (
-        _signals(stop),
+        signals(stop),
         queue_service() as (service, settings),
-        _page(service, host, port),
+        page(service, host, port),
         processes(settings, roles),
     ):
         _greet(settings, host, port, workers)
@@ -32,15 +36,19 @@ def serve(host: str, port: int, workers: int) -> int:
 
 
 @contextmanager
-def _page(service: Service, host: str, port: int) -> Iterator[None]:
+def page(
+    service: Service, host: str, port: int, *, probes: bool = True, gpu: Gpu | None = None
+) -> Iterator[None]:
+    """Serve the pages for as long as the block runs; `probes`: health and metrics too."""
     # Gradio takes seconds to import, and nothing but this command needs it.
     from ui import web
     from ui.health import add_health
     from ui.webhook import add_webhook
 
-    app = web.launch(service, host, port)
+    app = web.launch(service, host, port, gpu)
     try:
-        add_health(app.app, service.health())
+        if probes:
+            add_health(app.app, service.health())
         if (receiver := service.webhook_receiver()) is not None:
             add_webhook(app.app, receiver)
         yield
@@ -49,7 +57,7 @@ def _page(service: Service, host: str, port: int) -> Iterator[None]:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def signals(stop: threading.Event) -> Iterator[None]:
     """Set `stop` on SIGINT and SIGTERM: everything is then left through its `with`."""
     former = {
         number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)

@@ -44,14 +44,17 @@ def log_file(settings: Settings) -> Path:
 
 
 @contextmanager
-def processes(settings: Settings, roles: Sequence[str] = ("worker",)) -> Iterator[None]:
-    """Run one process per role ("worker" or "beat") as long as the block runs; they write to `log_file`.
+def processes(
+    settings: Settings, roles: Sequence[str] = ("worker",), *, aloud: bool = False
+) -> Iterator[None]:
+    """Run one process per role ("worker" or "beat") as long as the block runs; they write to `log_file`,
+    or, `aloud`, where this process writes.
 
     Each holds the data folder's Redis for itself, so a worker outlives a killed command's Redis no worse
     than any other user of it.
     """
     with log_file(settings).open("ab") as log:
-        running = [_start(role, settings, log.fileno()) for role in roles]
+        running = [_start(role, settings, None if aloud else log.fileno()) for role in roles]
     try:
         yield
     finally:
@@ -61,7 +64,7 @@ def processes(settings: Settings, roles: Sequence[str] = ("worker",)) -> Iterato
             _reap(process)
 
 
-def _start(role: str, settings: Settings, log: int) -> subprocess.Popen[bytes]:
+def _start(role: str, settings: Settings, log: int | None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "workers.main", role, "--data", str(settings.data), "--stop-with-stdin"],
         env=dict(os.environ),

@@ -10,24 +10,22 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from gradio.components import Navbar
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.types import Scope
 
 from service.api import Service
 from tricks import BadInput
-from ui.door import Door, Rates, address
+from ui.door import Door, Rates
 from ui.live import add_live
 from ui.pages import api, compare, explore, gallery, job, jobs, watches
 from ui.pages.guard import is_loopback
 from ui.pages.live import Live
 from ui.pages.script import HEAD
 from ui.pages.theme import CSS, THEME
-from ui.pages.visitor import visitor
+from ui.sign_in import SignIn
 
 _HOME = "Explore"
 
 
-def build(service: Service, *, folders: bool) -> gr.Blocks:
+def build(service: Service, *, folders: bool, gpu: api.Gpu | None = None) -> gr.Blocks:
     """All pages. `folders`: whether visitors may name paths of this machine."""
     app: gr.Blocks = gr.Blocks(title="Tricksmith", analytics_enabled=False)
     with app:
@@ -47,7 +45,7 @@ def build(service: Service, *, folders: bool) -> gr.Blocks:
         watches.build(page, service)
     with app.route("API", "/programs"):
         Navbar(main_page_name=_HOME)
-        api.build(service, folders=folders)
+        api.build(service, folders=folders, gpu=gpu)
     with app.route("Job", "/job", show_in_navbar=False) as page:
         Navbar(main_page_name=_HOME)
         job.build(page, service)
@@ -60,19 +58,13 @@ def _rates(service: Service, host: str) -> Rates | None:
     return Rates(each, 60 + 10 * each) if each else None
 
 
-def _who(scope: Scope) -> str:
-    """Whoever is signed in counts by name, from wherever; others by their address."""
-    name = visitor(Request(scope)).name
-    return address(scope) if name is None else f"user {name}"
-
-
-def launch(service: Service, host: str, port: int) -> gr.Blocks:
+def launch(service: Service, host: str, port: int, gpu: api.Gpu | None = None) -> gr.Blocks:
     """Serve the pages from a thread of this process; returns the app, to be closed.
 
     Raises:
         BadInput: the address cannot be listened on.
     """
-    app = build(service, folders=is_loopback(host))
+    app = build(service, folders=is_loopback(host), gpu=gpu)
     try:
         app.launch(
             server_name=host,
@@ -85,7 +77,7 @@ def launch(service: Service, host: str, port: int) -> gr.Blocks:
             head=HEAD,
             footer_links=["api"],
             ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(Door, _rates(service, host), who=_who)]},
+            app_kwargs={"middleware": [Middleware(Door, _rates(service, host)), Middleware(SignIn)]},
         )
     except OSError as error:
         raise BadInput(f"cannot listen on {host}:{port} ({error}); choose another --port or --host") from None

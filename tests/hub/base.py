@@ -46,7 +46,8 @@ class BaseHandler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         """Take one request in and answer it."""
         parts = urlsplit(self.path)
-        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        said = self.headers.get("Authorization") or ""
+        token = "" if said.startswith("Basic ") else said.removeprefix("Bearer ")
         self.user = self.world.users.get(token)
         path = unquote(parts.path)
         self.query = parse_qs(parts.query)

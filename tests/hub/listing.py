@@ -16,7 +16,8 @@ class Listing(BaseHandler):
 
     def models(self) -> Reply:
         """The repos that match, newest first in the order asked for, with a `Link` to the next page."""
-        found = [repo for repo in self.world.repos.values() if self.sees(repo) and self._matches(repo)]
+        models = [repo for repo in self.world.repos.values() if repo.id.count("/") == 1]
+        found = [repo for repo in models if self.sees(repo) and self._matches(repo)]
         order = _ORDER.get(self._one("sort") or "", "modified")
         found.sort(key=lambda repo: getattr(repo, order), reverse=True)
         size = min(int(self._one("limit") or self.world.page_size), self.world.page_size)

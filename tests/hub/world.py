@@ -13,6 +13,16 @@ STAMP = "2026-01-01T00:00:00.000Z"
 LFS_FROM = 10_000  # bytes; the Hub sends larger or binary files to its large file storage
 
 
+def bare(repo_id: str) -> str:
+    """`spaces/ns/name` as `ns/name`."""
+    return "/".join(repo_id.split("/")[-2:])
+
+
+def namespace(repo_id: str) -> str:
+    """Whose repo it is."""
+    return bare(repo_id).split("/")[0]
+
+
 @dataclass
 class User:
     """Whose token it is, and what it may do.
@@ -30,7 +40,7 @@ class User:
     created: set[str] = field(default_factory=set)
 
     def owns(self, repo_id: str) -> bool:
-        return repo_id.split("/")[0] in (self.name, *self.orgs)
+        return namespace(repo_id) in (self.name, *self.orgs)
 
     def may_write(self, repo_id: str, *, new: bool = False) -> bool:
         if not self.owns(repo_id):
@@ -38,7 +48,7 @@ class User:
         if self.expires is not None:
             return new or repo_id in self.created
         if self.role == "fineGrained":
-            return "repo.write" in self.scopes.get(repo_id.split("/")[0], ())
+            return "repo.write" in self.scopes.get(namespace(repo_id), ())
         return self.role == "write"
 
     def whoami(self) -> dict[str, Any]:
@@ -91,7 +101,10 @@ class Commit:
 
 @dataclass
 class Repo:
-    """One model repo: `refs` name the head commits, `prs` are its pull requests."""
+    """One repo: `refs` name the head commits, `prs` are its pull requests.
+
+    The id of a Space is `spaces/ns/name`, that of a dataset `datasets/ns/name`.
+    """
 
     id: str
     private: bool = False
@@ -146,9 +159,9 @@ class Repo:
         ]
         data: dict[str, Any] = {
             "_id": hashlib.sha1(self.id.encode()).hexdigest()[:24],
-            "id": self.id,
-            "modelId": self.id,
-            "author": self.id.split("/")[0],
+            "id": bare(self.id),
+            "modelId": bare(self.id),
+            "author": namespace(self.id),
             "sha": commit.oid,
             "private": self.private,
             "gated": "auto" if self.gated is True else self.gated,

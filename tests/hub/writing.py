@@ -10,27 +10,33 @@ from typing import Any
 
 import yaml
 
-from tests.hub.base import BaseHandler, Reply
-from tests.hub.world import LFS_FROM, STAMP, Answer, Blob, Commit, Repo, is_large
+from tests.hub.base import Reply
+from tests.hub.spaces import Spaces, space_errors
+from tests.hub.world import LFS_FROM, STAMP, Answer, Blob, Commit, Repo, bare, is_large
 
 _RELATIONS = ("adapter", "merge", "quantized", "finetune")
 
 
-class Writing(BaseHandler):
+class Writing(Spaces):
     """The routes that change something."""
 
     def create(self) -> Reply:
         wish, user = json.loads(self.body), self.someone()
         repo_id = f"{wish.get('organization') or user.name}/{wish['name']}"
+        if (kind := wish.get("type", "model")) != "model":
+            repo_id = f"{kind}s/{repo_id}"
         if not user.may_write(repo_id, new=True):
             raise Answer(403, "You don't have the rights to create a model under this namespace")
         if repo_id in self.world.repos:
             raise Answer(409, "You already created this model repo")
+        if kind == "space":
+            self.take_space(repo_id, wish)
         repo = self.world.repos[repo_id] = Repo(repo_id, private=_is_private(wish))
         user.created.add(repo_id)
         attributes = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
         repo.commit({".gitattributes": Blob(attributes)}, "initial commit")
-        return self.json({"url": f"{self.world.endpoint}/{repo_id}", "name": repo_id, "id": repo_id})
+        names = {"name": bare(repo_id), "id": bare(repo_id)}
+        return self.json({"url": f"{self.world.endpoint}/{repo_id}", **names})
 
     def settings(self, repo_id: str) -> Reply:
         repo, wish = self.repo(repo_id, write=True), json.loads(self.body)
@@ -55,6 +61,8 @@ class Writing(BaseHandler):
                 errors.append("metadata is not a mapping")
             elif not isinstance(data.get("license", ""), (str, list)):
                 errors.append('"license" must be a string')
+            elif json.loads(self.body).get("repoType") == "space":
+                errors += space_errors(data)
             elif data.get("base_model_relation", "finetune") not in _RELATIONS:
                 errors.append(f'"base_model_relation" must be one of {", ".join(_RELATIONS)}')
         except yaml.YAMLError:

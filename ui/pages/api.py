@@ -18,6 +18,9 @@ from ui.pages.escape import esc
 from ui.pages.guard import check_folders
 from ui.pages.visitor import Visitor, visitor
 
+Gpu = Callable[[], str]
+"""Names the GPU that a call is lent."""
+
 _EXAMPLE = """from gradio_client import Client
 
 client = Client("http://127.0.0.1:7860")
@@ -116,10 +119,10 @@ class Endpoints:
         return (*read, self.submit, self.cancel, self.retry)
 
 
-def build(service: Service, *, folders: bool) -> None:
-    """Add the endpoints, and their documentation, to the current Blocks."""
+def build(service: Service, *, folders: bool, gpu: Gpu | None = None) -> None:
+    """Add the endpoints, and their documentation, to the current Blocks; `gpu` where ZeroGPU lends one."""
     listed = []
-    for function in Endpoints(service, folders).all():
+    for function in (*Endpoints(service, folders).all(), *([gpu] if gpu else [])):
         api(function, api_name=function.__name__, concurrency_limit=8)
         said = " ".join((function.__doc__ or "").split())
         names = [name for name in function.__annotations__ if name not in ("request", "return")]

@@ -20,7 +20,8 @@ from service.api import Service
 from service.evidence_request import EvidenceRequest
 from service.explore import Explored
 from tricks import BadInput, TricksmithError
-from ui.pages import charts, found, options, parts
+from ui.pages import charts, found, limits, options, parts
+from ui.pages import sign_in as signing
 from ui.pages.escape import esc
 from ui.pages.guard import check_folders
 from ui.pages.visitor import signs_in, visitor
@@ -211,8 +212,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
     seen = gr.State(None)
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            if signs_in():
-                gr.LoginButton(elem_id="sign-in")
+            sign_in = signing.build()
             model = gr.Dropdown(
                 choices=[],
                 value=None,
@@ -253,6 +253,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
                 private = gr.Checkbox(label="Private repo", elem_id="private")
             with gr.Row(elem_classes="ts-actions"):
                 submit = gr.Button("Convert", variant="primary", interactive=False, elem_id="submit")
+            gr.HTML(limits.told(service.settings.limits), elem_id="limits")
             problem = gr.HTML(elem_id="problem")
             job = gr.Textbox(visible=False)
             address = gr.Textbox(visible=False)
@@ -311,14 +312,18 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
         queue=False,
         **quiet,
     )
-    submit.click(
+    submitted = submit.click(
         convert,
         [address, model, tricks, to, pr, private, evidence, *chosen.components],
         [job, problem],
         concurrency_limit=4,
         trigger_mode="once",
         **quiet,
-    ).then(None, job, None, js=_GO)
+    )
+    submitted.then(None, job, None, js=_GO)
+    if sign_in is not None:
+        submitted.then(signing.relabel, None, sign_in, **quiet)
+        signing.keep_draft(page, sign_in, [model, tricks, to, private, evidence])
 
 
 def _unless_empty(explore: Any) -> Any:
