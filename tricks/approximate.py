@@ -7,14 +7,16 @@ attention and its cache (`shipped.modeling_approximate`).
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask
 
 from tricks.float64 import float64_arithmetic
-from tricks.heads import attention_of
+from tricks.attention import attention_of
 from tricks.model import first_line
 from tricks.place import Place
 from tricks.polynomials import coefficients, state_size
@@ -36,6 +38,8 @@ _PLAIN = (
     "cache_position",
     "use_cache",
     "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
 )
 """Keyword arguments of an attention function that change nothing about what it computes."""
 
@@ -125,6 +129,8 @@ def _calls(subject: Subject) -> dict[str, tuple[int, int]]:
     """
     small: Any
     small, found = attention_of(subject)
+    if "decoder_input_ids" in inspect.signature(small.forward).parameters:
+        raise _Unfit("it has an encoder, whose tokens see all others, not those before them alone")
     names = {id(module): path for path, module in small.named_modules()}
     seen: dict[str, tuple[int, int]] = {}
     odd: list[str] = []
@@ -135,11 +141,14 @@ def _calls(subject: Subject) -> dict[str, tuple[int, int]]:
         used = sorted(name for name, given in kwargs.items() if given is not None and name not in _PLAIN)
         if used:
             odd.append(f"{path} attends with {', '.join(used)}")
-        if not hasattr(key, "tricksmith_layer"):
+        if mask is None or mask[..., 0, 1].max() == 0:
+            odd.append(f"{path} sees later tokens too")
+        elif not hasattr(key, "tricksmith_layer"):
             odd.append(f"{path} changes its keys behind the cache")
         if key.shape[-1] != value.shape[-1] or query.shape[-1] != key.shape[-1]:
             odd.append(f"{path} has keys and values of different sizes")
-        return torch.zeros_like(query.transpose(1, 2)), None
+        batch, heads, length, _ = query.shape
+        return query.new_zeros(batch, length, heads, value.shape[-1]), None
 
     AttentionInterface.register(PROBE, probe)
     AttentionMaskInterface.register(PROBE, eager_mask)
@@ -152,7 +161,7 @@ def _calls(subject: Subject) -> dict[str, tuple[int, int]]:
         with torch.no_grad(), float64_arithmetic(), quiet():
             small(input_ids=torch.tensor([[3, 4, 5]]), past_key_values=cache, use_cache=True)
     except Exception as error:
-        raise _Unfit(f"its attention takes no cache but its own ({first_line(error)})") from error
+        raise _Unfit(_no_cache(small, first_line(error))) from error
     finally:
         for config, old in zip(configs, before, strict=True):
             config._attn_implementation = old
@@ -162,3 +171,16 @@ def _calls(subject: Subject) -> dict[str, tuple[int, int]]:
     if odd:
         raise _Unfit(odd[0])
     return seen
+
+
+def _no_cache(small: Any, problem: str) -> str:
+    """Why the specimen does not run with a cache of keys and values."""
+    try:
+        with torch.no_grad(), float64_arithmetic(), quiet():
+            own = small(input_ids=torch.tensor([[3, 4, 5]]), use_cache=True).past_key_values
+    except Exception:  # noqa: BLE001 - modelling code can fail in any way
+        own = None
+    others = {type(layer) for layer in getattr(own, "layers", ())} - {DynamicLayer}
+    if others:
+        return f"its cache holds more than keys and values ({min(kind.__name__ for kind in others)})"
+    return f"it takes no cache but its own ({problem})"

@@ -21,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from tricks import shrink  # noqa: F401 - registers its operation
 from tricks.checkpoint import WIDTHS
 from tricks.edits import Drop, Edit, Make, New
-from tricks.heads import Attention, Head, Span, attention_of
+from tricks.attention import attention_of
+from tricks.heads import Attention, Head, Span
 from tricks.layout import FLOATS, stored_whole
 from tricks.place import Place
 from tricks.recipe import Trick

@@ -8,21 +8,16 @@ matrices; every other model is told which of them stand where.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-
-import torch
-from torch import nn
 
 from tricks import absorb  # noqa: F401 - registers its operations
 from tricks.checkpoint import WIDTHS
 from tricks.edits import Drop, Edit, Make, New
 from tricks.errors import BadInput
-from tricks.heads import TOKENS, attention_of
+from tricks.obstacles import obstacles
 from tricks.place import Place
 from tricks.recipe import Trick
 from tricks.shipped.modeling_skipless import SkiplessConfig, SkiplessForCausalLM
-from tricks.specimen import Hook, NoSpecimen, run, same
 from tricks.subject import Draft, Subject
 
 NAME = "skipless"
@@ -38,7 +33,7 @@ def plan_skipless(subject: Subject, trick: Trick) -> Draft:
     `absorb` names the projection that goes: q works for any attention, k and v where every head has its own.
     """
     if not isinstance(subject.model, SkiplessForCausalLM):
-        return Draft(list(_obstacles(subject)))
+        return Draft([Place(NAME, where, False, reason) for where, reason in obstacles(subject)])
     try:
         return _merge(subject, trick.option("absorb"))
     except _Unfit as reason:
@@ -157,55 +152,3 @@ def _feed_forward(config: SkiplessConfig, stem: str) -> tuple[list[str], list[st
     if config.num_experts:
         entries.append(f"{stem}router")
     return entries, [f"{one}down_proj" for one in inner]
-
-
-# --- what stands in the way --------------------------------------------------------------------------
-
-
-def _obstacles(subject: Subject) -> Iterator[Place]:
-    """One place per attention block of a model that is not skipless, with the reasons."""
-    try:
-        small, found = attention_of(subject)
-    except NoSpecimen as reason:
-        yield Place(NAME, "layers", False, str(reason))
-        return
-    if not found:
-        yield Place(NAME, "layers", False, "no attention block was found")
-        return
-    norms = [norm.module for norm in subject.wiring.norms] + list(subject.wiring.unmeasured)
-    around = _skips(small, [one.output for one in found])
-    for one in found:
-        layer = one.where.rpartition(".")[0]
-        between = sorted(norm.removeprefix(layer + ".") for norm in norms if norm.startswith(layer + "."))
-        reasons = []
-        if around[one.output]:
-            reasons.append("a skip connection goes around its attention")
-        if between:
-            reasons.append("norms stand between the matrices: " + ", ".join(between))
-        if not reasons:
-            reasons.append("its class is not known to be skipless")
-        yield Place(NAME, one.where, False, "; ".join(reasons))
-
-
-def _skips(small: nn.Module, outputs: list[str]) -> dict[str, bool]:
-    """For each output projection whether tokens still differ behind its layer when it says nothing."""
-    ids = torch.arange(3, 3 + TOKENS).unsqueeze(0)
-    result = {}
-    for path in outputs:
-        layer = path.rpartition(".")[0].rpartition(".")[0]
-        seen: list[torch.Tensor] = []
-        run(small, ids, {path: _silence, layer: _keep(seen)})
-        first = seen[0][:, :1].expand_as(seen[0])
-        result[path] = not same(seen[0], first)
-    return result
-
-
-def _silence(module: nn.Module, args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(out)
-
-
-def _keep(seen: list[torch.Tensor]) -> Hook:
-    def hook(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        seen.append(out[0] if isinstance(out, tuple) else out)
-
-    return hook

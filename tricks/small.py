@@ -26,11 +26,12 @@ _WIDTH = re.compile(
 _NO_WIDTH = re.compile(
     r"vocab|num_|kernel|chunk|patch|image|window|conv|position|_id$|_factor|multiple|layers|n_heads|multiplier"
 )
-_LAYERS = (
+DEPTHS = (
     "num_hidden_layers",
     "n_layer",
     "n_layers",
     "num_layers",
+    "num_decoder_layers",
     "encoder_layers",
     "decoder_layers",
     "depth",
@@ -85,7 +86,7 @@ def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _depth(fields: dict[str, Any]) -> int:
-    counts = [fields[key] for key in _LAYERS if isinstance(fields.get(key), int)]
+    counts = [fields[key] for key in DEPTHS if isinstance(fields.get(key), int)]
     return max(counts, default=1)
 
 
@@ -116,7 +117,7 @@ def _shrunk(fields: dict[str, Any], divisor: int, depth: int, experts: int | Non
         elif isinstance(value, dict) and isinstance(value.get(_SECTIONS), list):
             ends = [end // divisor for end in accumulate(value[_SECTIONS])]
             small[key] = {**value, _SECTIONS: [end - start for start, end in pairwise([0, *ends])]}
-        elif key in _LAYERS and isinstance(value, int):
+        elif key in DEPTHS and isinstance(value, int):
             small[key] = min(value, len(chosen))
         elif key in _EXPERTS and isinstance(value, int) and experts is not None:
             small[key] = min(value, experts)

@@ -7,6 +7,7 @@ may be exchanged without the logits moving. What an experiment finds is a propos
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +21,12 @@ from transformers import PretrainedConfig
 from tricks.float64 import float64_arithmetic
 from tricks.model import Blueprint, build, spread_experts
 from tricks.quiet import quiet
-from tricks.small import affordable, randomise, shrunk
+from tricks.small import DEPTHS, affordable, randomise, shrunk
 from tricks.subject import Subject
+
+TOKENS = 5
+"""Length of the sequences that attention is tried with."""
+_HEARD = "max_source_positions"
 
 Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 
@@ -60,10 +65,12 @@ _CACHE: dict[tuple[str, bool, int], nn.Module] = {}
 def _grow(subject: Subject, whole_depth: bool) -> Iterator[nn.Module]:
     depth = _depth(subject.config)
     for small in shrunk(Blueprint(type(subject.model).__name__, subject.config)):
-        if whole_depth and _depth(small.config) < depth:
+        if whole_depth and _depth(small.config) != depth:
             continue
         # A class may refuse a size when it is built or only when it runs; the next may suit it.
         try:
+            if hasattr(small.config, _HEARD):
+                setattr(small.config, _HEARD, TOKENS)  # an encoder of features takes exactly as many
             if not affordable(build(small, "meta", torch.float32)):
                 continue
             model = build(small, "cpu", torch.float64)
@@ -75,15 +82,37 @@ def _grow(subject: Subject, whole_depth: bool) -> Iterator[nn.Module]:
         yield model
 
 
-def _depth(config: PretrainedConfig) -> int:
-    return int(getattr(config.get_text_config(), "num_hidden_layers", 0))
+def _depth(config: PretrainedConfig) -> dict[str, int]:
+    """All layer counts of a configuration, encoder's and decoder's."""
+    fields = config.get_text_config().to_dict()
+    return {name: fields[name] for name in DEPTHS if isinstance(fields.get(name), int)}
 
 
 def run(model: nn.Module, ids: torch.Tensor, hooks: dict[str, Hook] | None = None) -> torch.Tensor:
-    """Logits [batch, tokens, vocabulary] in float64; `hooks` are forward hooks by module path."""
+    """Logits (or hidden states, where a model gives none) [batch, tokens, ...] in float64.
+
+    Args:
+        ids: tokens [batch, tokens]; a model of encoder and decoder gets them on both sides, and one that
+            hears gets the same features for each row.
+        hooks: forward hooks by module path.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    given: dict[str, Any] = {name: ids for name in ("input_ids", "decoder_input_ids") if name in accepted}
+    if "input_ids" not in given:
+        given["input_features"] = _features(model).expand(len(ids), -1, -1)
+    if "use_cache" in accepted:
+        given["use_cache"] = False
     with _hooked(model, hooks or {}), torch.no_grad(), float64_arithmetic(), quiet():
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits
+        out = model(**given)
+    answer: torch.Tensor = out.logits if "logits" in out else out.last_hidden_state
+    return answer
+
+
+def _features(model: Any) -> torch.Tensor:
+    """Features [1, channels, frames] of which an encoder makes TOKENS positions."""
+    channels = int(model.config.num_mel_bins)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, channels, 2 * TOKENS, generator=generator, dtype=torch.float64)
 
 
 @contextmanager

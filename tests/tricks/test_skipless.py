@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 from tests.tricks.small_models import save_model
 from tests.tricks.test_precompute import answers, convert_with, load, tensors
 from tricks import BadInput, convert, make_plan, parse_trick, read_checkpoint
+from tricks.attention import attentions
+from tricks.obstacles import goes_around
 from tricks.shipped import modeling_skipless as shipped
 from tricks.shipped.modeling_skipless import SkiplessConfig, SkiplessForCausalLM
 from tricks.small import randomise
@@ -149,20 +151,21 @@ def test_other_models_are_told_what_stands_in_the_way(model_type: str, tmp_path:
     assert not plan.fits
     assert len(plan.places) == 3
     for place in plan.places:
-        assert "a skip connection goes around its attention" in place.detail
+        assert "a skip connection goes around" in place.detail
+        assert "another goes around" in place.detail
         assert "norms stand between" in place.detail
 
 
 def test_without_skips_the_experiment_finds_none() -> None:
-    from tricks.heads import attentions
-    from tricks.skipless import _skips
-
     torch.manual_seed(0)
     model = SkiplessForCausalLM(SkiplessConfig(vocab_size=99, hidden_size=32)).double().eval()
     randomise(model)
     found = attentions(model)
     assert len(found) == 3
-    assert not any(_skips(model, [one.output for one in found]).values())
+    for one in found:
+        layer = one.where.removesuffix(".attention")
+        assert not goes_around(model, layer, [one.output])
+        assert not goes_around(model, layer, [f"{layer}.feed_forward"])
 
 
 def test_a_saved_model_is_found_by_the_auto_classes(tmp_path: Path) -> None:
