@@ -15,8 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask
 
-from tricks.float64 import float64_arithmetic
 from tricks.attention import attention_of
+from tricks.float64 import float64_arithmetic
 from tricks.model import first_line
 from tricks.place import Place
 from tricks.polynomials import coefficients, state_size

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tricks.heads import Attention, Head, Span, span_of
-from tricks.responses import Block, LATER, probe
+from tricks.responses import LATER, Block, probe
 
 
 def add_free_keys(small: nn.Module, found: list[Attention], blocks: dict[str, Block]) -> None:

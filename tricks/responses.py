@@ -91,8 +91,8 @@ def blocks_of(small: nn.Module) -> list[Block]:
             lefts, output = paths, _apart(parent, order[order.index(output) + 1 :], siblings)
             if output is None:
                 continue
-        lefts = [path for path in lefts if _by_token(shapes[path])]
-        if lefts and _by_token(shapes[output]):
+        lefts = [path for path in lefts if by_token(shapes[path])]
+        if lefts and by_token(shapes[output]):
             blocks.append(Block(parent, lefts, output, {path: shapes[path][-1] for path in lefts}))
     _respond(small, blocks)
     return blocks
@@ -110,7 +110,7 @@ def _ids() -> torch.Tensor:
     return torch.arange(3, 3 + TOKENS).unsqueeze(0)
 
 
-def _by_token(shape: tuple[int, ...]) -> bool:
+def by_token(shape: tuple[int, ...]) -> bool:
     """Whether a result for one sequence is [TOKENS, width], whatever axes of length 1 there are."""
     return len(shape) > 2 and shape[-2] == TOKENS and all(size == 1 for size in shape[:-2])
 

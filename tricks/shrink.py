@@ -17,7 +17,7 @@ WORST = 1e8
 
 @operation("matshrink.block")
 def block(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[str, Result]:
-    """Proposition 1 of MatShrink in dual form, for all heads of one attention block.
+    """Proposition 1 of MatShrink in dual form, for all heads and latents of one attention block.
 
     With a block of rows W [n, in] of one projection and A = W[:, J] for n well-chosen input channels J, W
     becomes inv(A)·W, which is the identity in J; what reads it takes A: an output projection's columns
@@ -25,8 +25,8 @@ def block(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[st
 
     Args:
         inputs: `<path>.weight` and `<path>.bias` of the linear layers.
-        options: `transposed` (paths that store [in, out]), `merges` (each with `left`, `rights` and `kind`,
-            values or keys), `pivot` (qr or first) and, for the stored form, `groups` by path.
+        options: `transposed` (paths that store [in, out]), `merges` (each with `left`, `rights` and `kind`:
+            latents, values or keys), `pivot` (qr or first) and, for the stored form, `groups` by path.
     """
     transposed = set(options["transposed"])
     weights: dict[str, torch.Tensor] = {}
@@ -59,7 +59,7 @@ def block(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[st
             biases[left][start : start + size] = torch.linalg.solve(basis, biases[left][start : start + size])
         for right, begin, count in merge["rights"]:
             span = slice(begin, begin + count)
-            if merge["kind"] == "values":
+            if merge["kind"] != "keys":
                 weights[right][:, span] = weights[right][:, span] @ basis
                 continue
             weights[right][span] = basis.T @ weights[right][span]
