@@ -16,7 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.evaluate import HELDOUT, MODEL
-from tricks.polynomials import coefficients, state_size
+from tricks import parse_trick
+from tricks.approximate_settle import fit, observed
+from tricks.approximate_settle import windows as calibration
+from tricks.polynomials import state_size
 from tricks.shipped import modeling_approximate as shipped
 
 RESULTS = Path(__file__).parent / "results" / "approximate.json"
@@ -25,25 +28,12 @@ TOKENS, SINKS = 512, 4
 HEAD = 32
 
 
-def observed(model: Any, rows: torch.Tensor, window: int) -> tuple[float, float]:
-    """The 1st and 99th percentile of the dot products with tokens older than the window."""
-    found: list[torch.Tensor] = []
-    read = shipped._read
-
-    def keep(q: Any, keys: Any, values: Any, valid: Any, places: Any, new: Any, *rest: Any) -> torch.Tensor:
-        x = q @ keys.transpose(-1, -2)
-        old = (places <= new[:, None] - window) & (places >= SINKS)
-        found.append(x[..., old][..., ::97].flatten())
-        return read(q, keys, values, valid, places, new, *rest)
-
-    shipped._read = keep
-    try:
-        with torch.no_grad():
-            model(input_ids=rows[:1], use_cache=False)
-    finally:
-        shipped._read = read
-    values = torch.cat(found)
-    return values.quantile(0.01).item(), values.quantile(0.99).item()
+def use(model: Any, options: dict[str, Any]) -> None:
+    """Let every attention module of an installed model attend as `options` say."""
+    for path, module in model.named_modules():
+        if hasattr(module, "tricksmith_approximate"):
+            fitted = options.get("layers", {}).get(path, options["coefficients"])
+            module.tricksmith_approximate = {**options, "coefficients": fitted}
 
 
 def main() -> None:
@@ -54,12 +44,12 @@ def main() -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     with torch.no_grad():
         source = model(input_ids=rows, use_cache=False).logits.log_softmax(-1)
-    options: dict[str, Any] = {"window": 4096, "sinks": SINKS, "parts": 1, "coefficients": []}
-    shipped.install(model, options)
-    low, high = observed(model, rows, 64)
+    # What a conversion sees: text that is neither trained on nor measured with.
+    ranges = {w: observed(model, calibration(MODEL, model, w + SINKS), w, SINKS) for w in (32, 64, 128)}
+    shipped.install(model, {"window": 4096, "sinks": SINKS, "parts": 1, "coefficients": []})
 
-    def measure(**changed: Any) -> tuple[float, float]:
-        options.update({"parts": 1, "coefficients": [], **changed})
+    def measure(**changed: Any) -> tuple[Any, Any]:
+        use(model, {"sinks": SINKS, "parts": 1, "coefficients": [], **changed})
         with torch.no_grad():
             found = model(input_ids=rows, use_cache=False).logits.log_softmax(-1)
         kl = (source.exp() * (source - found)).sum(-1)
@@ -83,11 +73,12 @@ def main() -> None:
             ("minimax", 1, 2),
         ]
         for kind, degree, parts in cases:
-            fit = [] if kind == "none" else coefficients(kind, degree, low, high, parts)
-            sums = state_size(HEAD, degree, parts) if fit else 0
+            trick = parse_trick(f"approximate:poly={kind},degree={max(degree, 1)},parts={parts}")
+            layers = {path: fit(trick, *ends) for path, ends in ranges[window].items()}
+            sums = state_size(HEAD, degree, parts) if degree else 0
             # The state's numbers as tokens of a plain cache, whose window may be that much longer.
             extra = math.ceil(sums * (HEAD + 1) / (2 * HEAD))
-            pair = measure(window=window, parts=parts, coefficients=fit)
+            pair = measure(window=window, parts=parts, layers=layers)
             fair = measure(window=window + extra)
             for context in (128, 256, TOKENS):
                 results.append(
@@ -105,7 +96,7 @@ def main() -> None:
                 )
             one = results[-1]
             print(f"{window} {kind} {degree} {parts}: kl {one['kl']:.4f}", flush=True)
-    record = {"observed range": [low, high], "source perplexity": exact, "rows": results}
+    record = {"observed ranges": ranges, "source perplexity": exact, "rows": results}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show(record)
 

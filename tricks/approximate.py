@@ -15,11 +15,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import eager_mask
 
+from tricks.approximate_settle import OBSERVED, fit
 from tricks.attention import attention_of
 from tricks.float64 import float64_arithmetic
 from tricks.model import first_line
 from tricks.place import Place
-from tricks.polynomials import coefficients, state_size
+from tricks.polynomials import state_size
 from tricks.quiet import quiet
 from tricks.recipe import Trick
 from tricks.shipped.modeling_approximate import StateCache
@@ -69,7 +70,8 @@ def _check(trick: Trick) -> None:
     window, sinks = int(trick.option("window")), int(trick.option("sinks"))
     if window < sinks:
         raise _Unfit(f"a window of {window} tokens is smaller than the {sinks} sinks; choose a larger window")
-    if float(trick.option("low")) >= float(trick.option("high")):
+    low, high = trick.option("low"), trick.option("high")
+    if OBSERVED not in (low, high) and float(low) >= float(high):
         raise _Unfit("low must lie below high: they are the range of the dot products")
     if trick.option("kl") == "none" and trick.option("perplexity") == "none":
         raise _Unfit(
@@ -91,10 +93,8 @@ def _plan(subject: Subject, trick: Trick, calls: dict[str, tuple[int, int]]) -> 
             f"degree {degree} in {parts} parts of {size} channels needs {sums:,} sums per head, more than "
             "any window is worth; choose a smaller degree or other parts"
         )
-    fit: list[float] = []
-    if kind != "none":
-        fit = coefficients(kind, degree, float(trick.option("low")), float(trick.option("high")), parts)
-    options = {"window": window, "sinks": sinks, "parts": parts, "coefficients": fit}
+    # Where the range is to be observed, this fit stands in until the source has run (see `settle`).
+    options = {"window": window, "sinks": sinks, "parts": parts, "coefficients": _provisional(trick)}
     detail = f"exact for the last {window} tokens and the first {sinks}"
     detail += ", older ones are forgotten" if kind == "none" else ", a polynomial for the rest"
     per_layer = shared * (2 * size * (window + sinks) + sums * (size + 1))
@@ -111,6 +111,12 @@ def _plan(subject: Subject, trick: Trick, calls: dict[str, tuple[int, int]]) -> 
         config={"tricksmith": {NAME: options}},
         parts=(NAME,),
     )
+
+
+def _provisional(trick: Trick) -> list[float]:
+    low, high = (trick.option(name) for name in ("low", "high"))
+    end = max([2.0, *(abs(float(value)) + 1 for value in (low, high) if value != OBSERVED)])
+    return fit(trick, -end, end)
 
 
 def _full_heads(subject: Subject) -> tuple[int, int]:

@@ -37,7 +37,8 @@ def convert(
     """Carry out `plan` on the checkpoint in `source`, into the new folder `out`.
 
     Peak memory is a few buffers of 2 MiB, whatever the model's size, but for a trick that is settled by
-    activations (slim): that runs the source. Without `settling` such a plan is carried out as it stands.
+    activations (slim, and approximate where its range is observed): that runs the source. Without `settling`
+    such a plan is carried out as it stands.
 
     Raises:
         BadInput: `out` exists, the plan is for another checkpoint, a gain is not finite, a folded weight
@@ -57,6 +58,10 @@ def convert(
 
             scratch.mkdir()
             plan = settle(plan, source, scratch, report)
+        if settling and "approximate" in plan.parts:
+            from tricks.approximate_settle import settle as fit_to_text
+
+            plan = fit_to_text(plan, source, report)
         work = Editor(source, checkpoint, plan.edits)
         files = _write(work, plan, source, partial, report)
         _sync(partial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.polynomial import polynomial
+from transformers import AutoTokenizer
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from models.evaluate import HELDOUT
 from tests.tricks.small_models import save_model
 from tests.tricks.test_precompute import load
-from tricks import Plan, convert, make_plan, parse_trick, read_checkpoint
+from tricks import BadInput, Plan, convert, make_plan, parse_trick, read_checkpoint
+from tricks.approximate_settle import TAILS, observed
 from tricks.float64 import float64_arithmetic
 from tricks.polynomials import chebyshev_fit, coefficients, minimax, state_size, taylor
 from tricks.recipe import stated_budget
@@ -196,6 +201,64 @@ def test_polynomials_are_what_they_are_called() -> None:
         assert errors[0] > 0.5 * errors[1]
     assert taylor(3) == [1, 1, 1 / 2, 1 / 6]
     assert len(coefficients("minimax", 2, -4, 4, parts=2)) == 3
+
+
+TINY = Path(__file__).parents[2] / "models" / "tiny-llama"
+
+
+def test_the_polynomial_is_fitted_to_what_each_layer_was_seen_to_do(tmp_path: Path) -> None:
+    """And is closer to the source for it than one on the draft's range."""
+    ids = torch.tensor(AutoTokenizer.from_pretrained(TINY)(HELDOUT.read_text())["input_ids"][:256])[None]
+    source = load(TINY, torch.float32)(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    divergence = {}
+    for name, stated in (("observed", ""), ("stated", ",low=-2,high=2")):
+        plan = planned(TINY, f"approximate:window=32,poly=chebyshev,degree=2,kl=9{stated}")
+        done = convert(plan, TINY, tmp_path / name)
+        found = load(tmp_path / name, torch.float32)(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+        divergence[name] = (source.exp() * (source - found)).sum(-1).mean().item()
+        options = json.loads((tmp_path / name / "config.json").read_text())["tricksmith"]["approximate"]
+        if name == "stated":
+            assert done.settled is None
+            assert "layers" not in options
+            continue
+        assert done.settled is not None
+        assert all("fitted to dot products from" in place["detail"] for place in done.settled["places"])
+        assert len({tuple(fit) for fit in options["layers"].values()}) == 6
+    assert divergence["observed"] < divergence["stated"] / 2
+
+
+def test_the_observed_range_is_that_of_the_dot_products_themselves() -> None:
+    """One layer by hand: the keys that have left window and sinks, at the queries that are looked at."""
+    model = load(TINY, torch.float32)
+    rows = torch.randint(3, 2000, (1, 48), generator=torch.Generator().manual_seed(1))
+    seen: dict[str, torch.Tensor] = {}
+    attention = model.model.layers[0].self_attn
+    for name in ("q_proj", "k_proj"):
+        attention.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: seen.update({name: out})
+        )
+    low, high = observed(model, rows, window=8, sinks=4)["model.layers.0.self_attn"]
+    positions = model.model.rotary_emb(seen["q_proj"], torch.arange(48)[None])
+    q, k = (seen[name].view(1, 48, -1, attention.head_dim).transpose(1, 2) for name in ("q_proj", "k_proj"))
+    q, k = apply_rotary_pos_emb(q, k, *positions)
+    x = (q @ k.transpose(-1, -2))[0] * attention.scaling
+    i, j = torch.arange(48)[:, None], torch.arange(48)[None]
+    old = x[:, (i >= 12) & (j <= i - 8) & (j >= 4)]
+    # All 36 queries are looked at, some of them twice.
+    assert low == pytest.approx(old.quantile(TAILS).item(), abs=0.5)
+    assert high == pytest.approx(old.quantile(1 - TAILS).item(), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("source", "window", "reason"),
+    [("random", 32, "no tokenizer"), ("trained", 600, "choose a smaller window")],
+)
+def test_what_cannot_be_observed_is_one_line(source: str, window: int, reason: str, tmp_path: Path) -> None:
+    folder = TINY if source == "trained" else save_model(tmp_path / "source", "llama")
+    plan = planned(folder, f"approximate:window={window},poly=minimax,kl=9")
+    with pytest.raises(BadInput, match=reason) as error:
+        convert(plan, folder, tmp_path / "out")
+    assert "\n" not in str(error.value)
 
 
 def test_the_sizes_are_the_drafts() -> None:

@@ -35,15 +35,17 @@ def install(model: nn.Module, options: dict[str, Any]) -> None:
     """Exchange the attention of all layers and the cache.
 
     `options`: `window` and `sinks` in tokens, `coefficients` of the polynomial (empty: older tokens are
-    forgotten), `parts`.
+    forgotten), `parts`; `layers`, where each has a polynomial of its own: module path -> coefficients.
     """
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, eager_mask)
-    for module in model.modules():
+    layers = options.get("layers", {})
+    for path, module in model.named_modules():
         config = getattr(module, "config", None)
         if config is not None:
             config._attn_implementation = NAME
-            module.tricksmith_approximate = options  # type: ignore[assignment]
+            own = {"coefficients": layers[path]} if path in layers else {}
+            module.tricksmith_approximate = {**options, **own}  # type: ignore[assignment]
     model.register_forward_pre_hook(_exchange_cache, with_kwargs=True)
 
 
