@@ -120,12 +120,14 @@ def show(record: dict[str, Any]) -> None:
             f"{one['memory in tokens']} | {one['kl']:.3f} | {one['perplexity']:.1f} | {fair:.4f} |"
         )
     figure, axes = plt.subplots(figsize=(7, 4))
-    for kind in ("none", "taylor", "chebyshev", "minimax"):
-        chosen = [one for one in whole if one["polynomial"] == kind]
-        label = "sliding window with sinks" if kind == "none" else f"with {kind} state"
-        axes.scatter(
-            [one["memory in tokens"] for one in chosen], [max(one["kl"], 1e-6) for one in chosen], label=label
-        )
+    plain = sorted((one["memory in tokens"], one["sliding window of the same memory"]["kl"]) for one in whole)
+    axes.plot(*zip(*plain, strict=True), color="black", marker=".", label="sliding window with sinks")
+    for kind in ("taylor", "chebyshev", "minimax"):
+        for degree, marker in ((1, "o"), (2, "s")):
+            chosen = [one for one in whole if (one["polynomial"], one["degree"]) == (kind, degree)]
+            if chosen:
+                memory, kl = [one["memory in tokens"] for one in chosen], [one["kl"] for one in chosen]
+                axes.scatter(memory, kl, marker=marker, label=f"{kind}, degree {degree}")
     axes.set_yscale("log")
     axes.set_xlabel("memory per head, in tokens of a plain cache")
     axes.set_ylabel("KL divergence, nats per token")

@@ -68,16 +68,17 @@ def fit(trick: Trick, low: float, high: float) -> list[float]:
     """Coefficients of the trick's polynomial, on [low, high] where it does not state another range."""
     if trick.option("poly") == "none":
         return []
-    ends = [
-        found if trick.option(name) == OBSERVED else float(trick.option(name))
-        for name, found in (("low", low), ("high", high))
-    ]
-    if ends[0] >= ends[1]:
+    stated = trick.option("low"), trick.option("high")
+    low, high = (
+        seen if text == OBSERVED else float(text) for text, seen in zip(stated, (low, high), strict=True)
+    )
+    if low >= high:
         raise BadInput(
-            f"{NAME}: low={ends[0]:g} is not below high={ends[1]:g}, the range of the dot products; "
-            "leave both out, so that they are observed"
+            f"{NAME}: low={low:g} is not below high={high:g}, the range of the dot products; leave both out, "
+            "so that they are observed"
         )
-    return coefficients(trick.option("poly"), int(trick.option("degree")), *ends, int(trick.option("parts")))
+    degree, parts = int(trick.option("degree")), int(trick.option("parts"))
+    return coefficients(trick.option("poly"), degree, low, high, parts)
 
 
 def windows(source: Path, model: Any, exact: int) -> torch.Tensor:

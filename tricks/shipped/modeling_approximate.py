@@ -45,7 +45,7 @@ def install(model: nn.Module, options: dict[str, Any]) -> None:
         if config is not None:
             config._attn_implementation = NAME
             own = {"coefficients": layers[path]} if path in layers else {}
-            module.tricksmith_approximate = {**options, **own}  # type: ignore[assignment]
+            module.tricksmith_approximate = {**options, **own}
     model.register_forward_pre_hook(_exchange_cache, with_kwargs=True)
 
 
