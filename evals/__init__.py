@@ -5,6 +5,7 @@ from evals.estimate import estimate_for, estimate_seconds
 from evals.evidence import Evidence
 from evals.harness import check_recipe
 from evals.memory import MemoryLimit, check_device, parse_memory
+from evals.plots import picture
 from evals.recipe import ABOUT, RECIPES, Recipe, load_recipe, parse_recipe
 from evals.recipe import change as change_recipe
 from evals.report import report_page
@@ -27,5 +28,6 @@ __all__ = [
     "load_recipe",
     "parse_memory",
     "parse_recipe",
+    "picture",
     "report_page",
 ]

@@ -49,6 +49,12 @@ class Evidence:
         """The source's own rounding noise; None where it was not measured."""
         return Floor.of(self.floors) if self.floors else None
 
+    @property
+    def drawable(self) -> bool:
+        """Whether there is anything for a picture to show."""
+        flips = any(metric.gained is not None for task in self.tasks for metric in task.metrics)
+        return flips or any(self.series.get(name) for name in ("losses", "positions", "layers"))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; a number that is not finite is written as a string ("nan", "inf")."""
         data = asdict(self)

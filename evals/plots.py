@@ -29,13 +29,13 @@ def picture(evidence: Evidence) -> bytes | None:
     from matplotlib.figure import Figure
 
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(10, 3.6 * rows), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 3.6 * rows), dpi=90, layout="constrained")
     for place, (draw, data) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, 2, place)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes, data)
     out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
+    figure.savefig(out, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
     return out.getvalue()
 
 

@@ -6,6 +6,7 @@ or find a running one, at the first call.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import logging
@@ -171,7 +172,7 @@ class Service:
         Raises:
             BadInput: one of the two cannot be read, or a task is unknown.
         """
-        from evals import RECIPES, compare, estimate_seconds
+        from evals import RECIPES, compare, estimate_seconds, picture
         from tricks import make_plan
 
         recipe = recipe or RECIPES["quick"]
@@ -202,7 +203,8 @@ class Service:
                 made_from = _as_converted(theirs, manifest)
                 plan = make_plan(read_headers(theirs), _recipe(manifest["recipe"]))
                 card = render_card(made_from, plan, evidence, manifest)
-                write_papers(Path(ours.folder), card=card, evidence=evidence.to_json())
+                drawn = picture(evidence)
+                write_papers(Path(ours.folder), card=card, evidence=evidence.to_json(), picture=drawn)
         return evidence
 
     def inspect(self, where: str) -> Inspection:
@@ -411,6 +413,15 @@ class Service:
 
         text = self._paper(job_id, "evidence", viewer)
         return None if text is None else Evidence.from_json(json.loads(text))
+
+    def picture(self, job_id: str, *, viewer: str | None = None) -> bytes | None:
+        """The evidence drawn, one PNG of up to four panels: the very file that the card shows.
+
+        Losses of single tokens, divergence by position, errors by layer, and documents that flipped. None
+        before the job has measured, where nothing could be drawn, or when its details are gone.
+        """
+        text = self._paper(job_id, "picture", viewer)
+        return None if text is None else base64.b64decode(text)
 
     def job_plan(self, job_id: str, *, viewer: str | None = None) -> Plan | None:
         """The plan that the job carries out."""

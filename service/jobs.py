@@ -5,7 +5,7 @@ Keys, all under `tricksmith:`
     job:ID               hash    the record; `state` moves only along `MOVES`
     job:ID:events        stream  what the job told (see events.py)
     job:ID:lease         string  the attempt that runs the job; gone when its worker went silent
-    job:ID:papers        hash    plan, evidence (JSON) and card (Markdown)
+    job:ID:papers        hash    plan, evidence (JSON), its picture (PNG, base64) and card (Markdown)
     jobs                 zset    all job ids by the time they were made
     finished, detailed   zset    finished jobs by the time of their end: all; those with their details
     active:KEY           string  the job that is queued or running for this request
@@ -238,7 +238,7 @@ class JobStore:
         return [Event.from_stream(*entry) for entry in _flat(streams)]
 
     def paper(self, job_id: str, name: str) -> str | None:
-        """What the job's run laid down under `name` (plan, evidence or card), if it got so far."""
+        """What the job's run laid down under `name` (plan, evidence, picture or card), if it got so far."""
         text: str | None = self._redis.hget(_job(job_id) + ":papers", name)
         return text
 

@@ -1,4 +1,4 @@
-"""The papers in a converted folder: manifest, evidence and card."""
+"""The papers in a converted folder: manifest, evidence with its picture, and card."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tricks import Plan
 CARD = "README.md"
 MANIFEST = "conversion.json"
 EVIDENCE = "evidence.json"
+PICTURE = "evidence.png"
 
 
 def write_papers(
@@ -21,12 +22,15 @@ def write_papers(
     card: str,
     manifest: Mapping[str, Any] | None = None,
     evidence: Mapping[str, Any] | None = None,
+    picture: bytes | None = None,
 ) -> None:
     """Write what is given into `folder`; each file appears whole."""
     if manifest is not None:
         write_manifest(folder, manifest)
     if evidence is not None:
         _write(folder / EVIDENCE, _json(evidence))
+    if picture is not None:
+        _write(folder / PICTURE, picture)
     _write(folder / CARD, card)
 
 
@@ -47,10 +51,10 @@ def _json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

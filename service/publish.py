@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from service.eval_results import write_eval_results
 from service.hub import hub, is_hub_id
 from service.manifest import MANIFEST, check_files, check_same_source, read_manifest
-from service.papers import CARD, EVIDENCE, write_papers
+from service.papers import CARD, EVIDENCE, PICTURE, write_papers
 from service.place import look_at
 from service.publish_folder import check_folder, publish_to_folder
 from service.publish_hub import publish_to_hub
@@ -110,12 +110,21 @@ def publish(
     card = _verified_card(folder)
     check_files(folder, manifest)
     # What is published beside the card is the evidence that let it through, and no other.
-    write_papers(folder, card=card, evidence=evidence.to_json())
+    write_papers(folder, card=card, evidence=evidence.to_json(), picture=_missing_picture(folder, evidence))
     scores = write_eval_results(folder, evidence)
-    names = sorted({*manifest["files"], *scores, CARD, MANIFEST, EVIDENCE})
+    drawn = [PICTURE] if evidence.drawable else []
+    names = sorted({*manifest["files"], *scores, *drawn, CARD, MANIFEST, EVIDENCE})
     if is_folder(to):
         return publish_to_folder(folder, Path(to).expanduser().absolute(), names, manifest, report or silent)
     return publish_to_hub(folder, to, names, manifest, source, private, pr, token, report or silent)
+
+
+def _missing_picture(folder: Path, evidence: Evidence) -> bytes | None:
+    if not evidence.drawable or (folder / PICTURE).is_file():
+        return None
+    from evals import picture  # late: it brings torch
+
+    return picture(evidence)
 
 
 def _verified_card(folder: Path) -> str:

@@ -109,11 +109,11 @@ def _convert(request: dict[str, Any], report: Callable[[str, int, int], None]) -
 
 
 def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:
-    from evals import compare  # late: planning needs no evals
+    from evals import compare, picture  # late: planning needs no evals
 
     source, converted = Path(request["source"]), Path(request["converted"])
     plan, asked = Plan.from_json(request["plan"]), request["evidence"]
-    return compare(
+    evidence = compare(
         source,
         converted,
         recipe=recipe_of(asked),
@@ -124,7 +124,10 @@ def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) ->
         memory=memory_of(asked).within(int(request["memory"])),
         cache=Path(request["cache"]),
         report=report,
-    ).to_json()
+    )
+    if (drawn := picture(evidence)) is not None:
+        Path(request["picture"]).write_bytes(drawn)
+    return evidence.to_json()
 
 
 def _check_evidence(request: dict[str, Any], _: Callable[[str, int, int], None]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ in the worker; stages that read a source's weights (plan, convert, verify) run i
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -29,7 +30,7 @@ from service.jobs import Job, NotOurs, Stage, State
 from service.lanes import Queue
 from service.logs import job_in_logs
 from service.manifest import build_manifest
-from service.papers import no_fit, write_papers
+from service.papers import PICTURE, no_fit, write_papers
 from service.publish import is_folder, publish
 from service.source import Source, resolve
 from tricks import BadInput, Cancelled, Conversion, Plan, TricksmithError
@@ -251,6 +252,7 @@ class Run:
                 converted=str(self._converted),
                 plan=plan.to_json(),
                 evidence=self._job.evidence_asked,
+                picture=str(self._folder / PICTURE),
                 memory=self._worker.memory,
                 cache=str(self._worker.settings.task_results),
             )
@@ -259,6 +261,8 @@ class Run:
 
         evidence = Evidence.from_json(mark)
         self._lay_down("evidence", json.dumps(mark))
+        if (drawn := self._picture()) is not None:
+            self._lay_down("picture", base64.b64encode(drawn).decode())
         if not evidence.verdict.publishable:
             reasons = "; ".join(evidence.reasons) or "no reason given"
             raise Rejected(f"the converted model is not its source: {reasons}")
@@ -276,7 +280,13 @@ class Run:
         manifest = build_manifest(source, plan, conversion, folder)
         destination = None if is_folder(self._job.to) else self._job.to
         card = render_card(source, plan, evidence, manifest, destination)
-        write_papers(self._converted, manifest=manifest, evidence=evidence.to_json(), card=card)
+        write_papers(
+            self._converted,
+            manifest=manifest,
+            evidence=evidence.to_json(),
+            card=card,
+            picture=self._picture(),
+        )
         self._lay_down("card", card)
         result = publish(
             self._converted,
@@ -290,6 +300,11 @@ class Run:
         )
         self._marks.put(Stage.PUBLISH, {"result": result})
         return result
+
+    def _picture(self) -> bytes | None:
+        """The picture that the child drew of the evidence, where there was something to draw."""
+        file = self._folder / PICTURE
+        return file.read_bytes() if file.is_file() else None
 
     def _token(self) -> str | None:
         """The job's user's token, opened at each use; None: the operator's."""

@@ -96,8 +96,12 @@ def test_a_job_is_published_with_all_its_papers(
     out = tmp_path / "out"
     done = run(service.submit(str(small_llama), ["flashnorm"], str(out)))
     assert (done.state, done.verdict, done.result) == (State.PUBLISHED, "equivalent", str(out))
-    assert {"config.json", "README.md", "conversion.json", "evidence.json"} <= set(os.listdir(out))
+    papers = {"config.json", "README.md", "conversion.json", "evidence.json", "evidence.png"}
+    assert papers <= set(os.listdir(out))
     assert service.card(done.id) == (out / "README.md").read_text()
+    assert "](evidence.png)" in (out / "README.md").read_text()
+    assert (out / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    assert service.picture(done.id) == (out / "evidence.png").read_bytes()
     evidence, plan = service.evidence(done.id), service.job_plan(done.id)
     assert evidence is not None
     assert evidence.to_json() == json.loads((out / "evidence.json").read_text())
