@@ -195,7 +195,8 @@ return move(ask.id, ask.to, ask.from, ask)
 TAKE = (
     _COMMON
     + """
--- ask: lanes [in order], owner, lease (ms), set, user_running, large (most large jobs at a time), large_lanes
+-- ask: lanes [in order], owner, lease (ms), schema (the latest known), set, user_running,
+--      large (most large jobs at a time), large_lanes
 -- answer: the id of the job that is the owner's now, or ''
 local taken = redis.call('GET', P .. 'taken:' .. ask.owner)
 if taken then return taken end  -- the answer to an earlier try was lost on its way
@@ -210,13 +211,16 @@ for _, lane in ipairs(ask.lanes) do
       local busy = ask.user_running > 0 and redis.call('SCARD', P .. 'running:' .. user) >= ask.user_running
       if not busy then
         for _, id in ipairs(redis.call('ZRANGE', line .. ':' .. user, 0, 9)) do
-          if move(id, 'running', {queued = true}, ask) == 'ok' then
-            redis.call('SET', P .. 'taken:' .. ask.owner, id, 'PX', ask.lease)
-            return id
+          -- A later schema may ask for what this worker does not know: that waits for a newer one.
+          if (field(id, 'schema') or 1) <= ask.schema then
+            if move(id, 'running', {queued = true}, ask) == 'ok' then
+              redis.call('SET', P .. 'taken:' .. ask.owner, id, 'PX', ask.lease)
+              return id
+            end
+            -- A worker of an older release took it by its message and left it in the line.
+            redis.call('ZREM', line .. ':' .. user, id)
+            redis.call('ZREM', P .. 'waiting', id)
           end
-          -- A worker of an older release took it by its message and left it in the line.
-          redis.call('ZREM', line .. ':' .. user, id)
-          redis.call('ZREM', P .. 'waiting', id)
         end
         if redis.call('EXISTS', line .. ':' .. user) == 0 then redis.call('ZREM', line, user) end
       end

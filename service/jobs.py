@@ -28,6 +28,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -42,7 +43,12 @@ from service.lanes import LANES, LARGE_LANES, lane
 from service.limits import Limits, Reached
 from tricks import BadInput, TricksmithError
 
-SCHEMA = 2
+SCHEMA = 3
+"""Of the records that this release makes; 2 had no `evidence_asked`.
+
+A release takes no job of a later schema: it would leave out what it does not know, and say nothing. So in a
+rolling upgrade old workers finish what they have, and what new faces submit waits for new workers.
+"""
 PREFIX = "tricksmith:"
 MOST_LOST = 5
 """A job that took this many workers down with it is failed, not tried again."""
@@ -94,6 +100,10 @@ class NotOurs(TricksmithError):
     """The job may not be changed in this way now: it is in another state or another worker has it."""
 
 
+class NewerRecord(BadInput):
+    """A job's record says what this release does not know."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One request to convert. Times are unix seconds; `progress` is (unit, done, total)."""
@@ -140,12 +150,22 @@ class Job:
 
     @staticmethod
     def from_record(record: Mapping[str, str]) -> Job:
-        """Read a Redis hash whose values are JSON; fields of later schemas are passed over."""
+        """Read a Redis hash whose values are JSON; fields of later schemas are passed over.
+
+        Raises:
+            NewerRecord: a later schema says something that cannot be passed over.
+        """
         known = {field.name for field in fields(Job)}
         values = {name: json.loads(text) for name, text in record.items() if name in known}
-        values["state"] = State(values["state"])
-        if values.get("stage") is not None:
-            values["stage"] = Stage(values["stage"])
+        try:
+            values["state"] = State(values["state"])
+            if values.get("stage") is not None:
+                values["stage"] = Stage(values["stage"])
+        except ValueError as error:
+            raise NewerRecord(
+                f"job {values['id']} was made by a newer Tricksmith (records of schema "
+                f"{values.get('schema')}, this one reads {SCHEMA}); upgrade this installation"
+            ) from error
         if values.get("progress") is not None:
             unit, done, total = values["progress"]
             values["progress"] = (unit, done, total)
@@ -227,7 +247,12 @@ class JobStore:
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hgetall(_job(job_id))
-            return [Job.from_record(record) for record in pipe.execute() if record]
+            records = [record for record in pipe.execute() if record]
+        found = []
+        for record in records:
+            with suppress(NewerRecord):  # the others are still worth a list
+                found.append(Job.from_record(record))
+        return found
 
     def events(self, job_id: str, after: str = "0", block_ms: int = 0) -> list[Event]:
         """Events later than the event id `after`; wait up to `block_ms` for one if there is none yet."""
@@ -414,7 +439,8 @@ class JobStore:
             lanes=list(lanes),
             owner=owner,
             lease=_milliseconds(lease),
-            set=_record({"worker": worker, "schema": SCHEMA}),
+            schema=SCHEMA,
+            set=_record({"worker": worker}),
             user_running=user_running,
             large=large,
             large_lanes=[name for name in LARGE_LANES if name.partition("/")[0] in queues],
@@ -425,8 +451,11 @@ class JobStore:
         """Take this job: queued, or running at a worker that went silent for its whole lease.
 
         Raises:
-            NotOurs: it is finished, or another worker has it.
+            NotOurs: it is finished, or another worker has it, or it asks for what this release cannot do.
         """
+        schema = self.get(job_id).schema
+        if schema > SCHEMA:
+            raise NotOurs(f"job {job_id} is of schema {schema}, for a newer worker than this")
         answer = self._try_move(
             job_id,
             State.RUNNING,
@@ -575,7 +604,7 @@ class JobStore:
             **{"from": {state.value: True for state in sources}},
             owner=owner,
             lease=None if lease is None else _milliseconds(lease),
-            set=_record({"schema": SCHEMA, **(set or {})}),
+            set=_record(set or {}),
             drop=list(drop),
             text=text,
             free=free,

@@ -31,19 +31,32 @@ class Rates:
         return allowed
 
 
-class Door:
-    """ASGI middleware: 413 for a body over `largest` bytes, 429 for a client that asks too often."""
+def address(scope: Scope) -> str:
+    """Where a request comes from. Behind a proxy that uvicorn trusts, that is what the proxy says."""
+    return str((scope.get("client") or ("?",))[0])
 
-    def __init__(self, app: ASGIApp, rates: Rates | None, largest: int = LARGEST) -> None:
-        self._app, self._rates, self._largest = app, rates, largest
+
+class Door:
+    """ASGI middleware: 413 for a body over `largest` bytes, 429 for a client that asks too often.
+
+    `who` says whose bucket a request counts in.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        rates: Rates | None,
+        largest: int = LARGEST,
+        who: Callable[[Scope], str] = address,
+    ) -> None:
+        self._app, self._rates, self._largest, self._who = app, rates, largest, who
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or hand on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = (scope.get("client") or ("?",))[0]
-        if self._rates is not None and not self._rates.allows(client):
+        if self._rates is not None and not self._rates.allows(self._who(scope)):
             await _refuse(send, 429, "too many requests; wait a minute", (b"retry-after", b"60"))
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")

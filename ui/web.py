@@ -10,16 +10,19 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from gradio.components import Navbar
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.types import Scope
 
 from service.api import Service
 from tricks import BadInput
-from ui.door import Door, Rates
+from ui.door import Door, Rates, address
 from ui.live import add_live
 from ui.pages import api, compare, explore, gallery, job, jobs, watches
 from ui.pages.guard import is_loopback
 from ui.pages.live import Live
 from ui.pages.script import HEAD
 from ui.pages.theme import CSS, THEME
+from ui.pages.visitor import visitor
 from ui.sign_in import SignIn
 
 _HOME = "Explore"
@@ -58,6 +61,12 @@ def _rates(service: Service, host: str) -> Rates | None:
     return Rates(each, 60 + 10 * each) if each else None
 
 
+def _who(scope: Scope) -> str:
+    """Whoever is signed in counts by name, from wherever; others by their address."""
+    name = visitor(Request(scope)).name
+    return address(scope) if name is None else f"user {name}"
+
+
 def launch(service: Service, host: str, port: int, gpu: api.Gpu | None = None) -> gr.Blocks:
     """Serve the pages from a thread of this process; returns the app, to be closed.
 
@@ -77,7 +86,9 @@ def launch(service: Service, host: str, port: int, gpu: api.Gpu | None = None) -
             head=HEAD,
             footer_links=["api"],
             ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(Door, _rates(service, host)), Middleware(SignIn)]},
+            app_kwargs={
+                "middleware": [Middleware(Door, _rates(service, host), who=_who), Middleware(SignIn)]
+            },
         )
     except OSError as error:
         raise BadInput(f"cannot listen on {host}:{port} ({error}); choose another --port or --host") from None

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from service.disk import NoSpace
-from service.jobs import JobStore, State
+from service.jobs import JobStore, NewerRecord, State
 from tricks import BadInput
 from workers.marks import remove
 
@@ -105,6 +105,8 @@ def sweep(work: Path, store: JobStore, keep_failed: float) -> list[str]:
 def _is_needed(folder: Path, job_id: str, store: JobStore, keep_failed: float) -> bool:
     try:
         job = store.get(job_id)
+    except NewerRecord:
+        return True
     except BadInput:
         return False
     age = time.time() - max(path.stat().st_mtime for path in [folder, folder / "marks"] if path.exists())

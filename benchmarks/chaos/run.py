@@ -199,7 +199,7 @@ class Chaos:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Faults down, stages across: jobs, of which published, and how often the stage itself was struck."""
+    """Faults down, stages across: jobs published / cancelled / failed, and how often the stage was struck."""
     known = [*(stage.value for stage in Stage), "submit"]
     stages = sorted({cell.stage for cell in cells}, key=known.index)
     found = {(cell.fault, cell.stage): cell for cell in cells}
@@ -208,9 +208,14 @@ def table(cells: Sequence[Cell]) -> str:
         row = []
         for stage in stages:
             cell = found.get((name, stage))
-            row.append("" if cell is None else _figures(cell))
+            row.append("" if cell is None else _short(cell))
         lines.append(f"| {name} | " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _short(cell: Cell) -> str:
+    ends = "/".join(str(cell.outcomes[state]) for state in (State.PUBLISHED, State.CANCELLED, State.FAILED))
+    return f"{ends} ({cell.struck}){' WRONG' if cell.wrong else ''}"
 
 
 def _figures(cell: Cell) -> str:

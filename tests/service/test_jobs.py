@@ -189,10 +189,44 @@ def test_newest_jobs_first_and_unknown_ids(store: JobStore) -> None:
         store.get("nope")
 
 
-def test_a_record_of_a_later_schema_can_be_read(store: JobStore) -> None:
-    job = make(store)
-    store._redis.hset(f"tricksmith:job:{job.id}", "colour", '"blue"')
+def test_a_record_of_another_schema_is_read_or_refused_in_one_line(store: JobStore) -> None:
+    job, other = make(store), make(store, "me/other")
+    key = f"tricksmith:job:{job.id}"
+    store._redis.hset(key, "colour", '"blue"')
     assert store.get(job.id).id == job.id
+    # What the first release wrote, and no more.
+    kept = ("id", "model", "tricks", "to", "state", "created")
+    store._redis.hdel(key, *(set(store._redis.hkeys(key)) - set(kept)))
+    old = store.get(job.id)
+    assert (old.state, old.lane, old.evidence_asked) == (State.QUEUED, lane(), None)
+    assert store.begin(job.id, "w", LEASE).state is State.RUNNING
+    store.finish(job.id, "w", State.PUBLISHED)
+    # A state, or a stage, that nobody had thought of.
+    store._redis.hset(key, mapping={"stage": '"notarise"', "schema": "99"})
+    with pytest.raises(BadInput, match=f"newer Tricksmith .*schema 99, this one reads {SCHEMA}.*; upgrade"):
+        store.get(job.id)
+    assert [job.id for job in store.latest()] == [other.id]
+
+
+def test_in_a_rolling_upgrade_old_workers_end_what_they_have_and_begin_nothing_new(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    had = make(store, "me/had")
+    assert take(store) is not None
+    new = make(store, "me/new")
+    store._redis.hset(f"tricksmith:job:{new.id}", "schema", SCHEMA + 1)
+    owner = store._redis.hget(f"tricksmith:job:{had.id}", "owner")
+    store.finish(had.id, owner, State.PUBLISHED)
+    assert take(store) is None
+    with pytest.raises(NotOurs, match="for a newer worker"):
+        store.begin(new.id, "w", LEASE)
+    assert (store.get(new.id).state, store.waiting()) == (State.QUEUED, 1)
+    older = make(store, "me/older")  # an old face still submits: that an old worker takes
+    assert [job.id for job in [take(store), take(store)] if job] == [older.id]
+    monkeypatch.setattr("service.jobs.SCHEMA", SCHEMA + 1)
+    taken = take(store)
+    assert taken is not None
+    assert (taken.id, taken.schema) == (new.id, SCHEMA + 1)
 
 
 def queue(store: JobStore, user: str, number: int, lane: str = "cpu/people/small", **more: Any) -> Job:
