@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from evals import harness
+from evals.cached import Cached
 from evals.evidence import Evidence
 from evals.files import compare_files
-from evals.generation import Generation, compare_continuations
+from evals.generation import Continuations, Generation, compare_continuations
 from evals.layout import same_weights_laid_out
 from evals.logits import LogitComparison, LogitDifference
 from evals.memory import MemoryLimit
@@ -52,6 +53,8 @@ SCALING = frozenset({"flashnorm"})
 NOISY_NOTE = (
     "rounding alone moves the source by {:.2g} nats/token, so small damage could hide below its noise"
 )
+OWN_CACHE = frozenset({"slim"})
+"""Tricks that cache something else than keys and values."""
 AGAIN_NOTE = "a limit was not kept at first: the source's noise was measured again over the whole text"
 
 
@@ -67,12 +70,15 @@ class _Comparison:
     own_code: bool
     lossless: bool
     sharp: bool
+    own_cache: bool
     floors: list[LogitComparison] = field(default_factory=list)
     rounded: LogitComparison | None = None
     in_wide: LogitComparison | None = None
     beside_rounded: LogitComparison | None = None  # `in_wide` on the positions of `rounded`
     in_storage: LogitComparison | None = None
     decoded: LogitDifference | None = None
+    source_led: Continuations | None = None  # in the storage dtype, where the cache is the conversion's own
+    cached: Cached | None = None
     generation: Generation | None = None
     losses: torch.Tensor | None = None
     hidden: list[torch.Tensor] = field(default_factory=list)
@@ -141,9 +147,12 @@ def compare(
         own_code=own_code,
         lossless=lossless,
         sharp=lossless and not own_code and names <= SCALING and same_weights_laid_out(source, converted),
+        own_cache=bool(names & OWN_CACHE),
     )
     with exact_matmul():
-        reference = run_source(source, run.kind, run.wide, storage, recipe, report or silent, run.sharp)
+        reference = run_source(
+            source, run.kind, run.wide, storage, recipe, report or silent, run.sharp, run.own_cache
+        )
         try:
             checks, budgeted, perplexity, words = _measure(run, reference, recipe, limits, reasons)
             notes += words
@@ -169,6 +178,7 @@ def compare(
         wide=_result(run.in_wide),
         storage=_result(run.in_storage),
         decode=run.decoded,
+        cached=run.cached,
         perplexity=perplexity,
         generation=run.generation,
         tasks=results,
@@ -217,6 +227,8 @@ def _run_floors(run: _Comparison, reference: Reference, pieces: list[Piece]) -> 
         hidden: list[torch.Tensor] = []
         run.floors = [run_pieces(found, pieces, meter, "source", name, hidden)[0]]
         run.floor_hidden = hidden
+        if run.own_cache and run.source_led is None:
+            run.source_led = decode(found, reference)
         batch, meter.batch = meter.batch, 1
         try:
             found.model.set_attn_implementation("eager")
@@ -274,6 +286,11 @@ def _run_stored(run: _Comparison, reference: Reference, pieces: list[Piece]) -> 
     name = f"converted in {dtype_name(run.stored.dtype)}"
     with loaded(run.converted, run.kind, run.stored, run.own_code) as found:
         run.in_storage, losses = run_pieces(found, pieces, reference.meter, "source", name)
+        if run.source_led is not None and reference.continuations is not None and run.cached is None:
+            led = decode(found, reference)
+            assert led is not None
+            stored = dtype_name(run.stored.dtype)
+            run.cached = Cached.of(reference.continuations, run.source_led, led, stored)
     return losses
 
 
@@ -294,6 +311,8 @@ def _checks(run: _Comparison) -> list[Check]:
     if run.decoded is not None and run.generation is not None:
         checks += loose_checks(floor, run.decoded, "of cached decoding")
         checks += generation_checks(run.generation, floor)
+    if run.cached is not None:
+        checks += run.cached.checks(floor)
     return checks
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from evals.cached import Cached
 from evals.files import Weights
 from evals.generation import Generation
 from evals.logits import LogitDifference
@@ -13,7 +14,7 @@ from evals.perplexity import Perplexity
 from evals.tasks import Metric, TaskResult
 from evals.verdict import Check, Floor, Verdict
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Evidence:
 
     The runs (see `evals.verdict`) are compared with one reference, the source in the wider dtype: `floors`
     are the source in its storage dtype, `rounded` with its weights stored once more, `wide` and `storage` the
-    converted model in either dtype, `decode` its cached decode path. They are None only where the two models
-    cannot be run on the same tokens, or a run was left out for a reason that `notes` give. `weights` are the
-    files held against their plan, where there is one. `reasons` say why the verdict is `different`. `series`
-    holds what is drawn: per-token losses, divergences by position, errors by layer.
+    converted model in either dtype, `decode` its cached decode path (`cached` the same in the storage dtype,
+    where the conversion has a cache of its own). They are None only where the two models cannot be run on the
+    same tokens, or a run was left out for a reason that `notes` give. `weights` are the files held against
+    their plan, where there is one. `reasons` say why the verdict is `different`. `series` holds what is
+    drawn: per-token losses, divergences by position, errors by layer.
     """
 
     verdict: Verdict
@@ -38,6 +40,7 @@ class Evidence:
     wide: LogitDifference | None = None
     storage: LogitDifference | None = None
     decode: LogitDifference | None = None
+    cached: Cached | None = None
     perplexity: Perplexity | None = None
     generation: Generation | None = None
     tasks: tuple[TaskResult, ...] = ()
@@ -87,6 +90,7 @@ class Evidence:
                 wide=_optional(LogitDifference, data["wide"]),
                 storage=_optional(LogitDifference, data["storage"]),
                 decode=_optional(LogitDifference, data["decode"]),
+                cached=_cached(data["cached"]),
                 perplexity=_optional(Perplexity, data["perplexity"]),
                 generation=_optional(Generation, data["generation"]),
                 tasks=tuple(TaskResult.from_json(task) for task in data["tasks"]),
@@ -158,7 +162,7 @@ class Evidence:
             ]
         if self.generation:
             lines.append(("greedy generation through the cache", describe_generation(self.generation)))
-        return lines
+        return lines + (self.cached.lines(str(self.settings["storage_dtype"])) if self.cached else [])
 
     def _task_lines(self) -> list[tuple[str, str]]:
         return [
@@ -199,6 +203,13 @@ def describe_generation(generation: Generation) -> str:
 
 def _optional(record: Any, data: dict[str, Any] | None) -> Any:
     return None if data is None else _record(record, data)
+
+
+def _cached(data: dict[str, Any] | None) -> Cached | None:
+    if data is None:
+        return None
+    runs = {name: _record(LogitDifference, data[name]) for name in ("source", "converted")}
+    return Cached(**{**data, **runs})
 
 
 def _record(record: Any, data: dict[str, Any]) -> Any:

@@ -18,14 +18,20 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from evals.models import Kind, Loaded
 from evals.passes import model_inputs
 from evals.windows import Window
+from tricks.shipped.modeling_slim import cache_bytes
 
 
 @dataclass(frozen=True)
 class Continuations:
-    """`tokens` `(prompts, new)` that were written, and each step's logits `(prompts, new, vocabulary)`."""
+    """`tokens` `(prompts, new)` that were written, and each step's logits `(prompts, new, vocabulary)`.
+
+    `cache_bytes` is what the live cache held when the last token was said, of `cached` tokens in all rows.
+    """
 
     tokens: torch.Tensor
     logits: torch.Tensor
+    cache_bytes: int = 0
+    cached: int = 0
 
     @property
     def lead(self) -> torch.Tensor:
@@ -96,7 +102,10 @@ def continue_greedily(
     generate: Any = GenerationMixin.generate
     out = generate(model, **inputs, generation_config=plain, logits_processor=processors)
     return Continuations(
-        out.sequences[:, begin:].cpu(), torch.stack([step.cpu() for step in out.logits], dim=1)
+        out.sequences[:, begin:].cpu(),
+        torch.stack([step.cpu() for step in out.logits], dim=1),
+        cache_bytes(out.past_key_values),
+        (out.sequences.shape[1] - 1) * len(prompts),
     )
 
 

@@ -29,6 +29,8 @@ PROMPTS = 3
 PROMPT_TOKENS = 24
 LEAST_NEW = 16
 MOST_NEW = 64
+CACHED_PROMPTS, CACHED_NEW = 4, 96
+"""For a conversion with a cache of its own, whose decode path is what it changes."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,20 @@ class Reference:
 
 
 def run_source(
-    folder: Path, kind: Kind, place: Place, storage: torch.dtype, recipe: Recipe, report: Report, exact: bool
+    folder: Path,
+    kind: Kind,
+    place: Place,
+    storage: torch.dtype,
+    recipe: Recipe,
+    report: Report,
+    exact: bool,
+    own_cache: bool = False,
 ) -> Reference:
     """Run the source in `place.dtype` over the recipe's text.
 
     Args:
         exact: whether to find out what rounding its weights once more does.
+        own_cache: whether the converted model's cache is its own: then far more is decoded.
 
     Raises:
         BadInput: the source lacks weights, gives NaN, or does not fit the text.
@@ -79,8 +89,8 @@ def run_source(
             )
         inputs = prepare(folder, found, recipe)
         sample_rows = _sample(inputs.windows, whole=not kind.generative)
-        prompts, new = _prompts(inputs, kind) if kind.generative else ([], 0)
-        meter = Meter(report, _cost(inputs, sample_rows, prompts, new), recipe.batch)
+        prompts, new = _prompts(inputs, kind, own_cache) if kind.generative else ([], 0)
+        meter = Meter(report, _cost(inputs, sample_rows, prompts, new, 4 if own_cache else 2), recipe.batch)
         report("tokens", 0, meter.total)
         hidden: list[torch.Tensor] = []
         pieces, sample, losses = _run_windows(found, inputs, sample_rows, place, meter, hidden)
@@ -185,14 +195,16 @@ def _sample(cut: list[Window], whole: bool) -> dict[int, int]:
     return {longest[len(longest) * row // rows]: stop for row in range(rows)}
 
 
-def _prompts(inputs: Inputs, kind: Kind) -> tuple[list[Window], int]:
+def _prompts(inputs: Inputs, kind: Kind, own_cache: bool) -> tuple[list[Window], int]:
     """Beginnings of windows to go on after, and for how many tokens."""
     longest = max(len(window.inputs) for window in inputs.windows)
     whole = [window for window in inputs.windows if len(window.inputs) == longest]
     length = 1 if kind is Kind.SPEECH else max(1, min(PROMPT_TOKENS, longest, inputs.context // 2))
-    rows = min(PROMPTS, len(whole))
+    rows = min(CACHED_PROMPTS if own_cache else PROMPTS, len(whole))
     each = int(EXTRA * DECODE_SHARE * inputs.fed / 2 / rows)
     new = max(1, min(max(LEAST_NEW, min(MOST_NEW, each - length)), inputs.context - length))
+    if own_cache:
+        new = max(1, min(CACHED_NEW, inputs.context - length))
     chosen = [whole[(len(whole) * row + len(whole) // 2) // rows % len(whole)] for row in range(rows)]
     return [Window(w.inputs[:length], w.targets[:0], w.encoder) for w in chosen], new
 
@@ -202,8 +214,8 @@ def _decoded(prompts: Sequence[Window], new: int) -> int:
     return sum(len(prompt.inputs) + new - 1 for prompt in prompts)
 
 
-def _cost(inputs: Inputs, sample: dict[int, int], prompts: Sequence[Window], new: int) -> int:
-    return 2 * inputs.fed + FLOOR_RUNS * sum(sample.values()) + 2 * _decoded(prompts, new)
+def _cost(inputs: Inputs, sample: dict[int, int], prompts: Sequence[Window], new: int, led: int) -> int:
+    return 2 * inputs.fed + FLOOR_RUNS * sum(sample.values()) + led * _decoded(prompts, new)
 
 
 def _run_windows(

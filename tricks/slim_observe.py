@@ -45,10 +45,10 @@ class Watched:
     fisher: torch.Tensor | None = None
     graded: int = 0
 
-    @property
-    def weights(self) -> torch.Tensor | None:
-        """F [e_out, e_out], per token."""
-        return None if self.fisher is None else self.fisher / self.graded
+
+def fisher(watched: Watched) -> torch.Tensor | None:
+    """F [e_out, e_out], per token; None where nothing was differentiated."""
+    return None if watched.fisher is None else watched.fisher / watched.graded
 
 
 def watch(model: nn.Module, spec: dict[str, Any]) -> Watched:

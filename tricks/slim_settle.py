@@ -8,7 +8,7 @@ Where keys are not turned by position, caching V is weighed against caching K.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tricks.recipe import Trick
 from tricks.slim import NAME, describe, edits_of, layer_bytes, mirrored, rank_step, table_bytes
 from tricks.slim_algebra import OPERATION, condition
 from tricks.slim_fit import Choice, Fitted, fit, share_out
-from tricks.slim_observe import Watched, observe, own_noise, watch
+from tricks.slim_observe import Watched, fisher, observe, own_noise, watch
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 """The cache's dtypes that need fitting."""
@@ -43,6 +43,15 @@ class _Way:
     rank: int
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What `look` found: for each planned layer the ways to cache it, and the source's own divergence in the
+    cache's dtype, in nats a token."""
+
+    layers: list[list[Watched]]
+    noise: float
+
+
 def settle(plan: Plan, source: Path, folder: Path, report: Report = silent) -> Plan:
     """`plan` with what slim attention chooses by activations; matrices go to a file in `folder`.
 
@@ -52,13 +61,20 @@ def settle(plan: Plan, source: Path, folder: Path, report: Report = silent) -> P
     Raises:
         BadInput: no tokenizer, too short a calibration text, or weights that are not finite.
     """
-    specs = plan.config.get("tricksmith", {}).get(NAME, {}).get("layers", [])
-    makes = [edit for edit in plan.edits if isinstance(edit, Make) and edit.operation == OPERATION]
-    chosen = [spec for spec in specs if spec["mode"] in "kv"]
-    if not chosen or not all(spec["integers"] for spec in chosen):
+    specs = _chosen(plan)
+    if not specs or not all(spec["integers"] for spec in specs):
         return plan
     trick = next(trick for trick in plan.tricks if trick.name == NAME)
-    dtype = _DTYPES[makes[0].options["dtype"]]
+    return decide(plan, look(plan, source, trick, report), trick, folder)
+
+
+def look(plan: Plan, source: Path, trick: Trick, report: Report = silent) -> Seen:
+    """Run the source, in float32 and in the cache's dtype, on the calibration text.
+
+    Raises:
+        BadInput: as `settle`.
+    """
+    dtype = _DTYPES[_makes(plan)[0].options["dtype"]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def load(dtype: torch.dtype) -> Any:
@@ -69,31 +85,56 @@ def settle(plan: Plan, source: Path, folder: Path, report: Report = silent) -> P
         return model.to(device).eval().requires_grad_(False)
 
     model = load(torch.float32)
-    layers = [[watch(model, way) for way in _ways(spec, trick)] for spec in chosen]
+    layers = [[watch(model, way) for way in _ways(spec, trick)] for spec in _chosen(plan)]
     windows, exact = observe(model, layers, source, dtype, report)
     del model
-    noise = own_noise(load(dtype), windows, exact)
-    offered = [_choices(ways, trick) for ways in layers]
-    taken = share_out(offered, float(trick.option("target")) * noise)
+    return Seen(layers, own_noise(load(dtype), windows, exact))
+
+
+def decide(
+    plan: Plan,
+    seen: Seen,
+    trick: Trick,
+    folder: Path,
+    weigh: Callable[[Watched], torch.Tensor | None] = fisher,
+) -> Plan:
+    """`plan` with each layer's mode and residual; matrices go to a file in `folder`.
+
+    Args:
+        weigh: how errors of a layer's derived channels count together [e_out, e_out]; None: alike.
+    """
+    specs, makes = _chosen(plan), _makes(plan)
+    offered = [_choices(ways, trick, weigh) for ways in seen.layers]
+    taken = share_out(offered, float(trick.option("target")) * seen.noise)
     settled: list[tuple[dict[str, Any], Place, list[Edit]]] = []
     gone: list[Place] = []
     tensors: dict[str, torch.Tensor] = {}
     file = folder / "slim.safetensors"
-    for number, (spec, make, choice, ways) in enumerate(zip(chosen, makes, taken, layers, strict=True)):
+    for number, (spec, make, choice, ways) in enumerate(zip(specs, makes, taken, seen.layers, strict=True)):
         if choice.what is None:
             gone.append(_left(spec, ways))
             continue
         tensors |= _matrices(choice.what, number)
+        share = choice.nats / seen.noise if seen.noise > 0 else 0.0
+        worst = condition(choice.what.watched.primary)
         new = {**choice.what.watched.spec, "residual": choice.what.rank}
-        share = choice.nats / noise if noise > 0 else 0.0
-        number_of = condition(choice.what.watched.primary)
-        new |= {"condition": float(f"{number_of:.3g}"), "error": float(f"{share:.3g}")}
+        new |= {"condition": float(f"{worst:.3g}"), "error": float(f"{share:.3g}")}
         detail = describe(new, _before(spec), choice.bytes)
-        detail += f"; condition number {number_of:.1e}, error {share:.3f} of the source's own rounding"
+        detail += f"; condition number {worst:.1e}, error {share:.3f} of the source's own rounding"
         edits = _edits(new, make, {"file": str(file), "layer": number})
         settled.append((new, Place(NAME, spec["module"], True, detail), edits))
     save_file(tensors, file)
-    return _with(plan, specs, makes, settled, gone)
+    return _with(plan, makes, settled, gone)
+
+
+def _chosen(plan: Plan) -> list[dict[str, Any]]:
+    """The specifications of the layers that are settled."""
+    specs = plan.config.get("tricksmith", {}).get(NAME, {}).get("layers", [])
+    return [spec for spec in specs if spec["mode"] in "kv"]
+
+
+def _makes(plan: Plan) -> list[Make]:
+    return [edit for edit in plan.edits if isinstance(edit, Make) and edit.operation == OPERATION]
 
 
 def _ways(spec: dict[str, Any], trick: Trick) -> list[dict[str, Any]]:
@@ -107,12 +148,14 @@ def _before(spec: dict[str, Any]) -> int:
     return _WIDTH * (int(spec["shape"][0]) + int(spec["shape"][1]))
 
 
-def _choices(ways: Sequence[Watched], trick: Trick) -> list[Choice]:
+def _choices(
+    ways: Sequence[Watched], trick: Trick, weigh: Callable[[Watched], torch.Tensor | None]
+) -> list[Choice]:
     """Every width of every way that saves bytes; and, where the width is free, the standard cache."""
     asked = trick.option("residual")
     choices = [Choice(_before(ways[0].spec), 0.0)] if asked == "auto" else []
     for watched in ways:
-        fitted = fit(watched.fitting, watched.held, watched.weights)
+        fitted = fit(watched.fitting, watched.held, weigh(watched))
         spec = watched.spec
         most = len(fitted.nats) - 1
         ranks = range(spec["least"], most, rank_step(spec["shape"][2])) if asked == "auto" else [int(asked)]
@@ -154,12 +197,12 @@ def _edits(spec: dict[str, Any], make: Make, settled: dict[str, Any]) -> list[Ed
 
 def _with(
     plan: Plan,
-    specs: list[dict[str, Any]],
     makes: Sequence[Make],
     settled: Sequence[tuple[dict[str, Any], Place, list[Edit]]],
     gone: Sequence[Place],
 ) -> Plan:
     """The plan with settled layers in the place of planned ones."""
+    specs: list[dict[str, Any]] = plan.config["tricksmith"][NAME]["layers"]
     ours = {make.inputs["derived"] for make in makes}
     anew = {spec["module"]: edits for spec, _, edits in settled}
     edits: list[Edit] = []

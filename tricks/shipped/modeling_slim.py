@@ -41,13 +41,16 @@ def wide_product(a, b):
     """a @ b in float32 at least: what is summed here is multiplied with large numbers next.
 
     Args:
-        a: [..., m, n]; b: [..., n, k], both of one dtype.
+        a: [..., m, n]; b: [..., n, k].
     """
-    if a.dtype in (torch.float32, torch.float64):
-        return a @ b
-    if a.is_cuda and a.dim() == 3:
+    if a.is_cuda and a.dim() == 3 and a.dtype == b.dtype and a.dtype.itemsize == 2:
         return torch.bmm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+    return at_least_float32(a) @ at_least_float32(b)
+
+
+def at_least_float32(x):
+    """x, in float32 where it has 16 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def to_bytes(values):
@@ -106,7 +109,8 @@ def decode_step(query, scores, primary, residual, from_primary, from_residual):
     """
     weights = scores(query)
     batch, count, steps, tokens = weights.shape
-    rows = weights.reshape(batch, count * steps, tokens).to(primary.dtype)
+    rows = weights.reshape(batch, count * steps, tokens)
+    rows = rows.to(primary.dtype) if rows.is_cuda else rows  # there products of mixed types are slow
     output = wide_product(rows, primary).view(batch, count, steps, -1) @ from_primary
     if residual.shape[-1]:
         output = output + wide_product(rows, residual).view(batch, count, steps, -1) @ from_residual
@@ -170,18 +174,17 @@ class Derived(nn.Module):
     def matrix(self):
         """Aᵀ [e_out, e_in], float32 at least."""
         if self.values.dtype != torch.int16:
-            return self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+            return at_least_float32(self.values)
         return self.values.float() * self.row_scales.float()[:, None] * self.column_scales.float()
 
     def residual(self, x, primary):
         """C of the inputs [B, n, d] and what is cached of them [B, n, e]: [B, n, r], float32 at least."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        both = torch.cat([x, primary], -1).to(wide)
-        return functional.linear(both, self.residual_in.to(wide).sum(0))
+        both = at_least_float32(torch.cat([x, primary], -1))
+        return functional.linear(both, self.residual_in.to(both.dtype).sum(0))
 
     def out(self):
         """Bᵀ [e_out, r], float32 at least."""
-        return self.residual_out.to(torch.promote_types(self.residual_out.dtype, torch.float32)).sum(0)
+        return at_least_float32(self.residual_out).sum(0)
 
     def make(self, primary, residual):
         """The derived side [B, n, e_out], without its bias."""
@@ -393,8 +396,9 @@ def attention(module, query, key, value, attention_mask, **kwargs):
         return stock(module, query, key, value, attention_mask, **kwargs)
 
     def scores(query):
-        # The stock code's own softmax: soft caps, sinks and biases are its business. No values are asked for.
-        keys = memo.keys(layer)
+        # The stock code's own softmax: soft caps, sinks and biases are its business. No values are asked for,
+        # and it works in float32, as fused kernels do: in 16 bits it would round scores.
+        keys, query = at_least_float32(memo.keys(layer)), at_least_float32(query)
         return memo.eager(module, query, keys, keys[..., :0], additive(attention_mask, query), **kwargs)[1]
 
     primary, residual = memo.tokens(layer)
@@ -424,10 +428,11 @@ def decode_by_values(memo, layer, query, mask, **kwargs):
         bias = memo.slot(linear.bias, spec["key"]).unflatten(0, (spec["heads"], -1))
         scores = scores + (query * bias[:, None]).sum(-1, keepdim=True)
     # The stock code's own softmax, of scores given as keys of one channel.
-    keys = scores.to(query.dtype).transpose(2, 3)
+    keys, values = scores.transpose(2, 3), memo.values(layer).to(scores.dtype)
     kwargs["scaling"] = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
-    ones = torch.ones_like(query[..., :1])
-    return memo.eager(memo.module, ones, keys, memo.values(layer), additive(mask, query), **kwargs)
+    ones = torch.ones_like(keys[..., :1, :])
+    output, weights = memo.eager(memo.module, ones, keys, values, additive(mask, scores), **kwargs)
+    return output.to(query.dtype), weights
 
 
 def additive(mask, query):
