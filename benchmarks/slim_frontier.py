@@ -92,9 +92,16 @@ class Frontier:
         return draft_plan(self.checkpoint, [parse_trick(text)])
 
     def _inverse(self, rule: str, rank: int, text: str) -> None:
-        """The paper's form, and the residual in the directions of the smallest singular values."""
+        """The paper's form, and the residual in the directions of the smallest singular values, in 16 bits.
+
+        The matrices are kept in float32, which is kinder to this form than to the others.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            self._measure(rule, str(rank), self._plan(text), Path(folder, "out"))
+            wide = Path(folder, "wide")
+            self.model.save_pretrained(wide)
+            plan = draft_plan(read_checkpoint(wide), [parse_trick(text)])
+            size = plan.savings["cache_bytes_per_token_after"] / 2
+            self._measure(rule, str(rank), plan, Path(folder, "out"), wide, size)
 
     def _settled(self, rule: str, option: str, text: str, seen: Seen, weigh: Rule = fisher) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -106,12 +113,14 @@ class Frontier:
         for target in TARGETS:
             self._settled(rule, target, f"{text},target={target}", seen)
 
-    def _measure(self, rule: str, option: str, plan: Plan, out: Path) -> None:
-        convert(plan, self.source, out, settling=False)
+    def _measure(
+        self, rule: str, option: str, plan: Plan, out: Path, source: Path | None = None, size: float = 0.0
+    ) -> None:
+        convert(plan, source or self.source, out, settling=False)
         result = _load(out, torch.float32)
         with _rounded():
             found = _through_cache(result, self.ids)
-        self._note(rule, option, plan.savings["cache_bytes_per_token_after"], found)
+        self._note(rule, option, size or plan.savings["cache_bytes_per_token_after"], found)
 
     def _by_output(self, one: Watched) -> torch.Tensor:
         """W_O·W_Oᵀ [e, e]: errors of values counted at the attention's output."""
@@ -185,11 +194,25 @@ def _rounded() -> Iterator[None]:
         for name, module in sys.modules.items()
         if name.endswith("modeling_slim") and hasattr(module, "Memo")
     ]
-    notes = [memo.note for memo in found]
-    for memo, note in zip(found, notes, strict=True):
-        memo.note = lambda self, x, primary, note=note: note(self, x, primary.bfloat16().to(primary.dtype))
+    before = [(memo.note, memo.derive) for memo in found]
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return x.bfloat16().to(x.dtype)
+
+    for memo in found:
+
+        def note(self: Any, x: Any, primary: Any, note: Any = memo.note) -> None:
+            note(self, x, rounded(primary))
+
+        def derive(self: Any, x: Any, slim: Any, derive: Any = memo.derive) -> Any:
+            if self.spec["residual"] and self.spec["bits"] == 16:
+                residual = type(slim).residual
+                slim.residual = lambda *args: rounded(residual(slim, *args))
+            return derive(self, x, slim)
+
+        memo.note, memo.derive = note, derive
     try:
         yield
     finally:
-        for memo, note in zip(found, notes, strict=True):
-            memo.note = note
+        for memo, (old_note, old_derive) in zip(found, before, strict=True):
+            memo.note, memo.derive = old_note, old_derive

@@ -104,12 +104,14 @@ def share_out(layers: Sequence[Sequence[Choice]], limit: float) -> list[Choice]:
     """One choice for each layer, of few bytes, so that their nats sum to at most `limit`.
 
     Starts at the smallest choices and takes, step by step, whatever saves the most nats for a byte: the
-    layers' lower convex hulls are walked down together. Each layer needs one choice of no nats.
+    layers' lower convex hulls are walked down together. Where nothing saves more, the sum stays above.
     """
     chosen = [min(choices, key=lambda one: (one.bytes, one.nats)) for choices in layers]
     steps = [_step(now, choices) for now, choices in zip(chosen, layers, strict=True)]
     while sum(one.nats for one in chosen) > limit:
         place = max(range(len(layers)), key=lambda place: steps[place][0])
+        if steps[place][0] <= 0:
+            break
         chosen[place] = steps[place][1]
         steps[place] = _step(chosen[place], layers[place])
     return chosen
