@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
-
-# Before the client is imported: it reads this once, and our Hub keeps large files by LFS alone.
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 import pytest
 

@@ -133,7 +133,7 @@ class HubServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.cdn = self.endpoint.replace("127.0.0.1", "localhost")  # another host in the client's eyes
 
@@ -194,7 +194,7 @@ class HubServer:
                     return fault
         return None
 
-    def limited(self) -> int | None:
+    def limited(self) -> float | None:
         """Seconds to wait where more requests came than `rate` allows."""
         if self.rate is None:
             return None
@@ -203,6 +203,6 @@ class HubServer:
         with self.lock:
             self._seen = [at for at in self._seen if now - at < window]
             if len(self._seen) >= count:
-                return max(1, round(window - (now - self._seen[0])))
+                return max(0.01, round(window - (now - self._seen[0]), 2))
             self._seen.append(now)
         return None

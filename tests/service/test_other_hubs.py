@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from service.api import Service
 from service.deciding import Outcome
 from service.fetch import fetch
-from service.hub import HubUnavailable
+from service.hub import HubUnavailable, patience
 from service.manifest import read_manifest
 from service.papers import write_papers
 from service.publish import check_destination, publish
@@ -138,9 +138,7 @@ def test_bytes_are_checked_though_the_listing_says_nothing_of_them(
         fetch(source, tmp_path / "in")
 
 
-def test_a_request_that_may_be_open_is_not_sent_again(
-    hub: HubServer, small_llama: Path, tmp_path: Path
-) -> None:
+def test_a_request_that_may_be_open_is_not_sent_again(hub: HubServer, tmp_path: Path) -> None:
     """The worker dies between opening it and noting it, on a Hub that lists no requests."""
     hub.discussions = hub.pull_heads = False
     hub.add_model("other/tiny", {"README.md": b"theirs"})
@@ -187,7 +185,6 @@ def test_a_request_that_was_not_read_back_is_read_back_the_next_time(hub: HubSer
 def test_a_token_whose_organisations_are_not_told_is_left_to_the_hub(hub: HubServer) -> None:
     hub.manner = terse
     assert check_destination("forge/new") == "forge/new"
-    assert dataclasses.is_dataclass(hub.users["hf_smith"])
 
 
 @pytest.mark.parametrize(
@@ -207,12 +204,10 @@ def test_a_token_whose_organisations_are_not_told_is_left_to_the_hub(hub: HubSer
 def test_a_refusal_is_understood_in_any_form(
     hub: HubServer, status: int, text: str, said: str, form: str
 ) -> None:
-    import json
-
     body = json.dumps({"error": text}) if form == "json" else text
     what = {"headers": {"X-Error-Message": text}} if form == "header" else {"body": body.encode()}
     hub.fail("GET /api/models/forge/tiny", status=status, times=9, **what)
-    with pytest.raises(BadInput, match=said) as caught:
+    with patience(1.0, tries=1), pytest.raises(BadInput, match=said) as caught:
         resolve("forge/tiny")
     assert "\n" not in str(caught.value)
 
