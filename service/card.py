@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from service.gains import gains
 from service.hub import DEFAULT_ENDPOINT
 from service.manifest import digest
 from service.publish import UNVERIFIED
 from service.source import Source
-from tricks import Place, Plan, Trick
+from tricks import Place, Plan
 
 if TYPE_CHECKING:
     from evals import Evidence
@@ -34,59 +35,6 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z]{2,8})?|code|multilingual")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,60}")
 _WEB = re.compile(r"https?://[A-Za-z0-9._~:/?#@!$&'*+,;=%-]{1,300}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,90}")
-
-_GAINS = {
-    "skipless": (
-        "Two d x d matrices of each block are gone (one in parallel blocks): that many fewer bytes are read"
-        " for a token.",
-        "The bytes are counted; no speed was measured.",
-    ),
-    "precompute": (
-        "The first layer's projections are looked up by token id: at batch 1 a decoding step reads one row of"
-        " the table where it read those weights. The figures below are counted, not timed.",
-        "The table usually makes the files larger, and only projections of one layer are saved, not a layer.",
-    ),
-    "matshrink": (
-        "The identity blocks are neither stored nor multiplied: that many weights less in each block.",
-        "It is a small share of the model; no speed was measured.",
-    ),
-    "matshrink:form=compat": (
-        "Stock code loads this form. It stores the identity blocks as they are: **no byte and no operation is"
-        " saved** by it.",
-        "It is there for runtimes that know how to leave the blocks out.",
-    ),
-    "approximate": (
-        "Its memory for past tokens does not grow with them: a window, the first tokens, and sums.",
-        "It is **not** the same model: what it loses is measured below and held to the budget in the recipe."
-        " A plain sliding window with the same memory can be the better choice; compare with `poly=none`.",
-    ),
-    "flashnorm": (
-        "Every folded gain is gone from the norm's work: a runtime that skips the multiplication by a gain of"
-        " ones (or runs the norm beside the matrix product) may use that.",
-        "In stock transformers it is **not faster** by itself: there the norms still multiply, now by ones.",
-    ),
-    "flashnorm:form=defer": (
-        "Norm and matrix product no longer wait for one another: the product runs on what the norm would have"
-        " scaled, and the scale, one number per token, is applied to its result.",
-        "It pays where a runtime overlaps or fuses the two. The shipped code does neither, and no speed was"
-        " measured.",
-    ),
-    "flashnorm:form=cancel": (
-        "The cancelled norms scale nothing any more: of each remains one number per token, which keeps the"
-        " result exact whatever ε is.",
-        "Loaded by stock code the same weights run with their norms, as exactly. No speed was measured.",
-    ),
-    "flashnorm:form=center": (
-        "The shipped norms take no mean off: one reduction less per norm, and a runtime that knows RMSNorm"
-        " alone can run this model.",
-        "Loaded by stock code the same weights run with LayerNorms, as exactly. No speed was measured.",
-    ),
-    "flashnorm:form=strict": (
-        "The folded gains are gone from the files, and the norms of the shipped code multiply by nothing:"
-        " a few kilobytes and one small operation per norm.",
-        "No speed was measured. A runtime that does not know norms without gain fills in ones, or refuses.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -111,6 +59,7 @@ def render_card(
     `destination` is the Hub id that the loading example names; without one it names the folder of the card.
     """
     recipe = [str(trick) for trick in plan.tricks]
+    carried = _carried(plan)
     folded, more_folded = _rows(place for place in plan.places if place.fits)
     left, more_left = _rows(place for place in plan.places if not place.fits)
     commands = " ".join(f"--trick {shlex.quote(trick)}" for trick in recipe)
@@ -126,11 +75,15 @@ def render_card(
             folded=folded,
             left=left,
             hidden=more_folded + more_left,
-            proof=None if plan.proof is None else f"{plan.proof:.1e}",
-            gains=_gains(plan.tricks),
+            agreement=_agreement(plan),
+            gains=gains(trick for trick in plan.tricks if trick.name in carried),
+            idle=[str(trick) for trick in plan.tricks if trick.name not in carried],
             savings=[(key.replace("_", " "), _number(value)) for key, value in plan.savings.items()],
             here=repr(destination or "."),
-            trust=", trust_remote_code=True" if plan.parts else "",
+            loader=_loader(plan),
+            own_code=bool(plan.parts),
+            stock_loads=plan.stock_loads,
+            tried=manifest["versions"].get("transformers"),
             convert_command=f"tricksmith convert {name} OUT {commands}",
             verify_command=f"tricksmith verify {name} OUT",
             reproduce_command=_reproduce(source, destination),
@@ -181,19 +134,44 @@ def _verdict_line(evidence: Evidence | None) -> str:
     lines = {
         "equivalent": "the same model as its source: their outputs differ by no more than the source's own"
         " rounding.",
-        "within budget": "it differs from its source by no more than the budget stated below.",
+        "within budget": "it differs from its source by no more than the budget that its recipe states.",
         "different": "it is **not** the same model as its source; do not use it in its place.",
     }
     return f"**Verdict: {evidence.verdict.value}**: {lines[evidence.verdict.value]}"
 
 
 def _summary(source: Source, plan: Plan, recipe: Sequence[str]) -> str:
-    kind = "exact" if plan.lossless else "approximate"
+    kind = "exact but for rounding" if plan.lossless else "approximate"
     return (
-        f"This is {_link(source)} ({escape(plan.architecture)}), converted by Tricksmith with the {kind}"
-        f" trick{'s' if len(recipe) > 1 else ''} {' '.join(code(trick) for trick in recipe)}."
-        " Tokenizer, chat template and every tensor that is not named below are the source's, byte for byte."
+        f"This is {_link(source)} ({escape(plan.architecture)}), converted by Tricksmith with"
+        f" {', '.join(code(trick) for trick in recipe)}: {kind}. Its tokenizer, its chat template and every"
+        " tensor that the conversion does not change are the source's, byte for byte."
     )
+
+
+def _carried(plan: Plan) -> set[str]:
+    """The tricks that found a place; a recipe may name more."""
+    return {place.trick for place in plan.places if place.fits}
+
+
+def _agreement(plan: Plan) -> str | None:
+    """How closely the plan's proof agreed, in words; None where none was run."""
+    if plan.proof is None:
+        return None
+    agree = "are equal" if plan.proof == 0 else f"agree to {plan.proof:.1e} (relative)"
+    return agree if plan.lossless else f"{agree} on texts that fit into its window"
+
+
+def _loader(plan: Plan) -> str:
+    """The class of transformers whose `from_pretrained` loads the model."""
+    if plan.architecture.endswith("ForCausalLM"):
+        return "AutoModelForCausalLM"
+    from tricks.families import auto_class  # late: it brings transformers, which few cards need
+
+    try:
+        return auto_class(plan.architecture)
+    except StopIteration:  # no class of transformers
+        return "AutoModelForCausalLM"
 
 
 def _metadata(source: Source, plan: Plan) -> ModelCardData:
@@ -205,7 +183,9 @@ def _metadata(source: Source, plan: Plan) -> ModelCardData:
     card = source.card
     licence = _matching(card.get("license"), _LICENCE)
     other = licence == "other"
-    tags = ["tricksmith", *(trick.name for trick in plan.tricks), *_matching_all(card.get("tags"), _TAG)]
+    carried = _carried(plan)
+    ours = ["tricksmith", *(trick.name for trick in plan.tricks if trick.name in carried)]
+    task = "text-generation" if _loader(plan) == "AutoModelForCausalLM" else None
     return ModelCardData(
         base_model=source.model if source.folder is None else None,
         license=licence,
@@ -213,8 +193,8 @@ def _metadata(source: Source, plan: Plan) -> ModelCardData:
         license_link=_licence_link(source) if other else None,
         language=_matching_all(card.get("language"), _LANGUAGE) or None,
         library_name=_matching(card.get("library_name"), _LICENCE) or "transformers",
-        pipeline_tag=_matching(card.get("pipeline_tag"), _LICENCE) or "text-generation",
-        tags=list(dict.fromkeys(tags)),
+        pipeline_tag=_matching(card.get("pipeline_tag"), _LICENCE) or task,
+        tags=list(dict.fromkeys([*ours, *_matching_all(card.get("tags"), _TAG)])),
     )
 
 
@@ -256,11 +236,6 @@ def _link(source: Source) -> str:
     if source.folder is not None:
         return f"{code(source.model)}, a local folder"
     return f"[{escape(source.model)}]({DEFAULT_ENDPOINT}/{source.model}/tree/{source.commit})"
-
-
-def _gains(tricks: Sequence[Trick]) -> list[str]:
-    lines = [line for trick in tricks for line in _GAINS.get(str(trick), _GAINS.get(trick.name, ()))]
-    return lines or ["Only what the table below counts; nothing else was measured."]
 
 
 def _rows(places: Iterable[Place]) -> tuple[list[Row], int]:

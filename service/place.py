@@ -13,7 +13,10 @@ from service.eval_results import FOLDER
 from service.hub import HubMissing, ask
 from service.listing import describe, files_in
 from service.manifest import MANIFEST, digest, parse_manifest
+from service.papers import PICTURE
 from tricks import BadInput
+
+_PAPERS = (f"{FOLDER}/", PICTURE)
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,11 @@ class Place:
 
     @property
     def files(self) -> set[str]:
-        """What of the repo is of our making: what the manifest names, and scores on benchmarks."""
+        """What of the repo is of our making: what the manifest names, scores on benchmarks, a picture."""
         if self.info is None or self.manifest is None:
             return set()
         ours = self.manifest["files"]
-        return {name for name in self.names if name in ours or name.startswith(f"{FOLDER}/")}
+        return {name for name in self.names if name in ours or name.startswith(_PAPERS)}
 
     @property
     def mark(self) -> str | None:

@@ -12,8 +12,10 @@ from huggingface_hub import HfApi, ModelCard
 
 from evals import Evidence, Verdict
 from service.card import code, escape, ranges, render_card
+from service.papers import write_papers
+from service.publish import publish
 from service.source import Source, SourceFile, resolve
-from tests.hub_models import EQUIVALENT, write_model
+from tests.hub_models import EQUIVALENT, convert_by_copy, write_model
 from tests.hub_server import HubServer
 from tricks import Place, Plan, parse_trick
 
@@ -129,8 +131,10 @@ def test_it_says_how_to_make_it_again_and_that_it_is_not_faster() -> None:
 @pytest.mark.parametrize("layers", [0, 3])
 def test_tables_are_tables_in_markdown(notes: tuple[str, ...], proof: float | None, layers: int) -> None:
     savings = {"weight_bytes": 123456, "cache_bytes_per_token": 0.5}
-    evidence = Evidence(verdict=Verdict.EQUIVALENT, notes=notes)
-    card = render_card(SOURCE, plan_of(layers, savings=savings, proof=proof), evidence, MANIFEST)
+    series = {"layers": [[1e-3, 1e-3]]} if layers else {}
+    evidence = Evidence(verdict=Verdict.EQUIVALENT, notes=notes, series=series)
+    plan = plan_of(layers, savings=savings, proof=proof)
+    card = render_card(SOURCE, plan, evidence, MANIFEST)
     assert "| weight bytes | 123,456 |" in card
     for block in re.split(r"\n\n+", body(card)):
         lines = block.splitlines()
@@ -140,6 +144,95 @@ def test_tables_are_tables_in_markdown(notes: tuple[str, ...], proof: float | No
             cells = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
             assert len(cells) == 1, block
     assert "\n\n\n" not in card
+
+
+def words(trick: str, **changes: Any) -> str:
+    """The card of a plan of one trick that has a place, in one line."""
+    recipe = parse_trick(trick)
+    places = (Place(recipe.name, "model.layers.0.self_attn", True, "done"),)
+    plan = plan_of(0, tricks=(recipe,), places=places, **changes)
+    return " ".join(render_card(SOURCE, plan, EQUIVALENT, MANIFEST).split())
+
+
+@pytest.mark.parametrize(
+    ("trick", "said", "unsaid"),
+    [
+        ("flashnorm", "**not faster** by itself", "shipped"),
+        ("flashnorm:form=strict", "gains are gone from the files", "not faster"),
+        ("flashnorm:form=center", "take no mean off", "not faster"),
+        ("flashnorm:form=cancel", "one number per token", "not faster"),
+        ("flashnorm:form=defer", "the shipped code does neither", "not faster"),
+        ("slim", "decoding step takes longer", "None"),
+        ("slim:mode=k,cache=int8", "counted with the residual", "None"),
+        ("precompute", "token ids alone, no `inputs_embeds`", "None"),
+        ("skipless:absorb=k", "bytes are counted", "None"),
+        ("matshrink", "neither stored nor multiplied", "saved** by it"),
+        ("matshrink:form=compat,pivot=first", "**no byte and no operation is saved**", "neither stored"),
+        ("approximate:kl=0.1,window=64", "It is **not** the same model", "forgotten"),
+        ("approximate:kl=0.1,poly=none", "older tokens are forgotten", "and sums"),
+    ],
+)
+def test_what_a_trick_buys_is_said_of_each_form(trick: str, said: str, unsaid: str) -> None:
+    card = words(trick, lossless=not trick.startswith("approximate"))
+    assert said in card
+    assert unsaid not in card
+    assert not re.search(r"(?<!not )(?<!\*\*not )\bfaster\b", card)  # no speed is claimed
+
+
+def test_a_trick_without_a_place_is_not_praised() -> None:
+    tricks = (parse_trick("flashnorm"), parse_trick("slim"))
+    card = render_card(SOURCE, plan_of(2, tricks=tricks), EQUIVALENT, MANIFEST)
+    assert "- `slim` found no place in this model and changes nothing in it." in card
+    assert "thin residual" not in card
+    tags = ModelCard(card).data.tags
+    assert tags is not None
+    assert "slim" not in tags
+
+
+@pytest.mark.parametrize(
+    ("parts", "stock", "said"),
+    [
+        ((), True, None),
+        (("flashnorm",), True, "the source's own class loads the same weights, rightly"),
+        (("slim",), False, "Without `trust_remote_code=True` loading ends in an error"),
+    ],
+)
+def test_loading_says_what_the_shipped_code_is_for(
+    parts: tuple[str, ...], stock: bool, said: str | None
+) -> None:
+    card = words("flashnorm", parts=parts, stock_loads=stock)
+    assert ("trust_remote_code" in card) == bool(parts)
+    assert said is None or said in card
+    versions = MANIFEST["versions"] | {"transformers": "5.23.0"}
+    card = render_card(SOURCE, plan_of(1), EQUIVALENT, MANIFEST | {"versions": versions})
+    assert "Measured with transformers 5.23.0; no other runtime was tried." in card
+
+
+def test_another_kind_of_model_is_loaded_by_its_own_class() -> None:
+    source = dataclasses.replace(SOURCE, card={})
+    card = render_card(source, plan_of(1, architecture="T5ForConditionalGeneration"), EQUIVALENT, MANIFEST)
+    assert "AutoModelForSeq2SeqLM.from_pretrained('.'" in card
+    assert ModelCard(card).data.pipeline_tag is None
+
+
+def test_the_picture_is_shown_and_published_and_goes_with_its_evidence(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    series = {"layers": [[1e-3, 1e-3], [2e-3, 1e-3]]}
+    source, evidence = (
+        resolve(str(write_model(tmp_path / "tiny"))),
+        dataclasses.replace(EQUIVALENT, series=series),
+    )
+    manifest = convert_by_copy(source, tmp_path / "work")
+    card = render_card(source, plan_of(1), evidence, manifest, "smith/tiny")
+    assert re.search(r"\n\n!\[Losses of [^]]*\]\(evidence\.png\)\n\n", card)
+    write_papers(tmp_path / "work", card=card)
+    publish(tmp_path / "work", "smith/tiny", evidence=evidence, source=source)
+    assert hub.repo("smith/tiny").files["evidence.png"].startswith(b"\x89PNG")
+    later = resolve(str(write_model(tmp_path / "later" / "tiny", seed=1)))
+    convert_by_copy(later, tmp_path / "work2")
+    publish(tmp_path / "work2", "smith/tiny", evidence=EQUIVALENT, source=later)
+    assert "evidence.png" not in hub.repo("smith/tiny").files
 
 
 EVIL = "](javascript:x) <script>alert(1)</script> | # x\n## Verdict: equivalent `code` **bold** https://evil.example"
