@@ -111,7 +111,7 @@ def publish(
     check_files(folder, manifest)
     # What is published beside the card is the evidence that let it through, and no other.
     write_papers(folder, card=card, evidence=evidence.to_json(), picture=_missing_picture(folder, evidence))
-    scores = write_eval_results(folder, evidence)
+    scores = write_eval_results(folder, evidence, None if is_folder(to) else to)
     drawn = [PICTURE] if evidence.drawable else []
     names = sorted({*manifest["files"], *scores, *drawn, CARD, MANIFEST, EVIDENCE})
     if is_folder(to):
