@@ -82,6 +82,9 @@ bench-matshrink: $(READY) ## Measure MatShrink's precision, pivoted against naiv
 bench-approximate: $(READY) ## Measure what approximate attention loses, with the plot
 	@$(BIN)/python -m benchmarks.approximate $(ARGS)
 
+bench-slim: $(READY) ## Measure slim attention: its cache's bytes against what it loses, and its decoding
+	@$(BIN)/python -m benchmarks.slim $(ARGS)
+
 screenshots: $(READY) browser ## Take the screenshots of the README anew
 	@$(BIN)/python -m ui.screenshots $(ARGS)
 

@@ -24,6 +24,7 @@ from models.evaluate import HELDOUT
 from tricks import Plan, convert, parse_trick, read_checkpoint
 from tricks.draft import draft_plan
 from tricks.shipped.modeling_slim import from_bytes, to_bytes
+from tricks.slim import table_bytes
 from tricks.slim_observe import Watched, fisher
 from tricks.slim_settle import Seen, decide, look
 
@@ -71,10 +72,11 @@ class Frontier:
             "points": self.points,
         }
 
-    def _note(self, rule: str, option: str, size: float, found: torch.Tensor) -> None:
+    def _note(self, rule: str, option: str, size: float, found: torch.Tensor, table: float = 0.0) -> None:
         loss = divergence(self.exact, found)
         share = size / self.before
         point = {"rule": rule, "option": option, "bytes": size, "share": share, "kl": loss}
+        point["layers"] = (size - table) / self.before  # without the cos and sin that all layers share
         self.points.append(point | {"floors": loss / self.floor, "top1": _agreement(self.exact, found)})
         print(f"{self.source.name:11} {rule:36} {option:5} {share:7.2%} {loss / self.floor:9.3f}", flush=True)
 
@@ -120,7 +122,8 @@ class Frontier:
         result = _load(out, torch.float32)
         with _rounded():
             found = _through_cache(result, self.ids)
-        self._note(rule, option, size or plan.savings["cache_bytes_per_token_after"], found)
+        table = table_bytes(plan.config["tricksmith"]["slim"]["layers"], 2)
+        self._note(rule, option, size or plan.savings["cache_bytes_per_token_after"], found, table)
 
     def _by_output(self, one: Watched) -> torch.Tensor:
         """W_O·W_Oᵀ [e, e]: errors of values counted at the attention's output."""

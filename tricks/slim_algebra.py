@@ -58,8 +58,11 @@ def exact(primary: torch.Tensor, derived: torch.Tensor) -> tuple[torch.Tensor, t
     matrix = derived @ torch.linalg.pinv(primary, rtol=1e-12)
     lost = derived - matrix @ primary
     amplified = matrix * (_ROUNDING * primary.norm(dim=1))
-    directions = torch.linalg.svd(torch.cat([lost, amplified], 1), full_matrices=True)[0]
-    return matrix, directions
+    made, sizes, _ = torch.linalg.svd(lost, full_matrices=True)
+    first = int((sizes > 1e-10 * derived.norm()).sum())
+    rest = made[:, first:]
+    rest = rest @ torch.linalg.svd(rest.T @ amplified, full_matrices=True)[0]
+    return matrix, torch.cat([made[:, :first], rest], 1)
 
 
 def condition(primary: torch.Tensor) -> float:

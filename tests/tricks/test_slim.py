@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+    StaticCache,
+)
 
 from models.evaluate import HELDOUT
 from models.sounds import codebook, spoken
-from tricks import Conversion, Plan, convert, make_plan, parse_trick, read_checkpoint
+from tricks import BadInput, Conversion, Plan, convert, make_plan, parse_trick, read_checkpoint
 from tricks.shipped.modeling_slim import cache_bytes
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -96,23 +104,23 @@ def test_cached_decoding_stays_below_the_models_own_noise(name: str, slim: Any) 
 
 @pytest.mark.parametrize("name", ["llama", "gptneox"])
 def test_generate_in_every_way_gives_the_sources_text(name: str, slim: Any) -> None:
-    """Greedy, beams and a batch with left padding, in float32, where both round alike."""
+    """Greedy, beams, sampling, a batch with left padding; float32 hides none of the cache's own losses."""
     _, folder = slim(name)
     source, result = load(name, FOLDERS[name]), load(name, folder)
     ids = text(name, 24)
     mask = torch.ones_like(ids)
     mask[0, :9] = 0
     ids[0, :9] = 1
-    for options in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+    for options in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"do_sample": True}):
         said = [
-            model.generate(
+            torch.manual_seed(0)
+            and model.generate(
                 ids,
                 attention_mask=mask,
                 max_new_tokens=20,
                 min_new_tokens=20,
-                do_sample=False,
                 pad_token_id=1,
-                **options,
+                **{"do_sample": False, **options},
             )
             for model in (source, result)
         ]
@@ -131,6 +139,125 @@ def test_a_cropped_and_a_reordered_cache_go_on_rightly(slim: Any) -> None:
         extra.reorder_cache(torch.tensor([1, 0]))
         again = model(ids[[1, 0], 39:], past_key_values=extra, use_cache=True).logits[:, -1]
     assert torch.allclose(again, whole[[1, 0]], atol=2e-3 * float(whole.abs().max()))
+
+
+def test_a_cache_goes_on_in_the_next_call(slim: Any) -> None:
+    """A conversation: generate, then generate again with what was said and the same cache."""
+    model = load("llama", slim("llama")[1])
+    ids = text("llama", 20)[:1]
+    options = {"do_sample": False, "pad_token_id": 1, "return_dict_in_generate": True}
+    first = model.generate(ids, max_new_tokens=6, **options)
+    longer = torch.cat([first.sequences, text("llama", 30)[:1, 20:]], 1)
+    again = model.generate(longer, past_key_values=first.past_key_values, max_new_tokens=8, **options)
+    fresh = model.generate(longer, max_new_tokens=8, **options)
+    assert torch.equal(again.sequences, fresh.sequences)
+
+
+@pytest.mark.parametrize(("name", "trick"), [("llama", "slim"), ("gpt2", "slim")])
+def test_a_decoding_step_compiles_whole(name: str, trick: str, slim: Any) -> None:
+    """Caching K (llama) and caching V (gpt2), in one graph each."""
+    model = load(name, slim(name, trick)[1], torch.bfloat16)
+    ids = text(name, 16)[:1]
+    said = []
+    with torch.no_grad():
+        for step in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+            cache = StaticCache(config=model.config, max_cache_len=32)
+            model(ids, past_key_values=cache, use_cache=True)
+            for place in (16, 17):
+                where = torch.tensor([[place]])
+                out = step(ids[:, :1], past_key_values=cache, use_cache=True, position_ids=where)
+            said.append(out.logits)
+    assert torch.allclose(*said, atol=0.02 * float(said[0].abs().max()))
+
+
+def test_an_8_bit_cache_holds_what_the_plan_says(slim: Any) -> None:
+    plan, folder = slim("llama", "slim:cache=int8")
+    ids = text("llama", 60)
+    source, _ = decoded(load("llama", FOLDERS["llama"]), "llama", ids)
+    found, cache = decoded(load("llama", folder, torch.bfloat16), "llama", ids)
+    assert cache_bytes(cache) == ids.numel() * plan.savings["cache_bytes_per_token_after"]
+    assert plan.savings["cache_bytes_per_token_after"] < 0.37 * plan.savings["cache_bytes_per_token_before"]
+    assert divergence(source, found) < 2e-3
+
+
+def test_values_are_cached_where_that_holds_better(slim: Any) -> None:
+    plan, _ = slim("gpt2")
+    modes = [spec["mode"] for spec in plan.config["tricksmith"]["slim"]["layers"]]
+    assert "v" in modes
+    assert all("condition number" in place.detail for place in plan.places)
+
+
+def test_a_width_that_is_asked_for_is_kept(slim: Any) -> None:
+    plan, _ = slim("gptneox", "slim:residual=24")
+    assert {spec["residual"] for spec in plan.config["tricksmith"]["slim"]["layers"]} == {24}
+
+
+def test_a_conversion_of_float32_refuses_16_bits(tmp_path: Path) -> None:
+    model = load("gptneox", FOLDERS["gptneox"])
+    model.save_pretrained(tmp_path / "wide")
+    convert(
+        make_plan(read_checkpoint(tmp_path / "wide"), [parse_trick("slim")]),
+        tmp_path / "wide",
+        tmp_path / "out",
+    )
+    narrow = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.bfloat16, trust_remote_code=True
+    )
+    with pytest.raises(ValueError, match="converted from weights in more than 16 bits"):
+        narrow(text("gptneox", 8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
+        (lambda folder: poison(folder, float("nan")), "hold NaN or Inf"),
+    ],
+)
+def test_bad_sources_are_refused_in_one_line(damage: Any, message: str, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(FOLDERS["gptneox"], tmp_path / "source"))
+    damage(source)
+    plan = make_plan(read_checkpoint(source), [parse_trick("slim")])
+    with pytest.raises(BadInput, match=message) as refused:
+        convert(plan, source, tmp_path / "out")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_short_a_calibration_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "short.txt").write_text("Too short to fit anything to.\n")
+    monkeypatch.setattr("tricks.slim_observe.TEXT", tmp_path / "short.txt")
+    plan = make_plan(read_checkpoint(FOLDERS["gptneox"]), [parse_trick("slim")])
+    with pytest.raises(BadInput, match="2000 in 16 windows are the least"):
+        convert(plan, FOLDERS["gptneox"], tmp_path / "out")
+
+
+def test_a_singular_key_projection_is_held_by_the_residual(tmp_path: Path) -> None:
+    """The paper's form has no inverse there; here the layer takes a wider residual, or stays as it was."""
+    source = Path(shutil.copytree(FOLDERS["phi3"], tmp_path / "source"))
+    poison(source, 0.0)
+    done = convert(make_plan(read_checkpoint(source), [parse_trick("slim")]), source, tmp_path / "out")
+    assert done.settled is not None
+    ids = text("phi3", 60)
+    exact, _ = decoded(load("phi3", source), "phi3", ids)
+    found, _ = decoded(
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", dtype=torch.float32, trust_remote_code=True
+        ).eval(),
+        "phi3",
+        ids,
+    )
+    assert divergence(exact, found) < 1e-3
+
+
+def poison(folder: Path, value: float) -> None:
+    """Some rows of a layer's keys as `value`."""
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for name, weight in tensors.items():
+            if "layers.1." in name and ("qkv_proj" in name or "query_key_value.weight" in name):
+                weight[100:120] = value
+        save_file(tensors, file, metadata={"format": "pt"})
 
 
 def test_a_static_cache_gives_the_same_text(slim: Any) -> None:
