@@ -11,6 +11,8 @@ import yaml
 
 from tricks import BadInput
 
+DEEPEST = 4  # collections in collections of a recipe
+
 CUTS = {
     "sliding": "windows that overlap by a quarter",
     "rolling": "lm-evaluation-harness's rolling windows, without overlap",
@@ -118,9 +120,10 @@ def parse_recipe(text: str, name: str = "own") -> Recipe:
         BadInput: it describes none.
     """
     try:
+        _check_plain(text, name)
         entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of a thousand digits, say
+        line = " ".join(str(error).split())[:200]
         raise BadInput(f"the recipe {name} cannot be read as YAML ({line}); mend it") from error
     if not isinstance(entries, dict):
         raise BadInput(f"{name} is no recipe; write lines like `tokens: 8192`")
@@ -128,6 +131,17 @@ def parse_recipe(text: str, name: str = "own") -> Recipe:
     if base is None:
         raise BadInput(f"the recipe {name} has an unknown base; known: {', '.join(RECIPES)}")
     return change(dataclasses.replace(base, name=name), entries)
+
+
+def _check_plain(text: str, name: str) -> None:
+    """Refuse YAML of a few lines that takes hours: aliases of aliases, brackets in brackets."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise BadInput(f"the recipe {name} has YAML aliases (*name); write each value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise BadInput(f"the recipe {name} is nested; write lines like `tokens: 8192`")
 
 
 def change(recipe: Recipe, entries: dict[str, Any]) -> Recipe:

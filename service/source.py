@@ -266,6 +266,6 @@ def _front_matter(readme: Path) -> dict[str, Any]:
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---", readme.read_text("utf-8", errors="replace"), re.DOTALL)
     try:
         data = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from service.evidence_request import EvidenceRequest
 from tests.security.headers import HEADERS, safetensors_file, try_model
 from tricks import BadInput, companions, make_plan, parse_trick, read_checkpoint
 from tricks.checkpoint import parse_header
@@ -93,6 +94,24 @@ def test_a_shape_that_takes_days_to_multiply_is_refused_at_once(shape: list[int]
     with pytest.raises(BadInput, match="impossible shape"):
         parse_header(raw, None, "x.safetensors", "m")
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "tasks: [&a [x, x], &b [*a, *a], *b]",
+        "tokens: " + "9" * 19_000,
+        "tasks: " + "[" * 9_000,
+        "tokens: 2026-99-99",
+        "!!python/object/apply:os.system [touch /tmp/x]",
+    ],
+)
+def test_a_visitors_recipe_is_read_quickly_or_refused(recipe: str) -> None:
+    started = time.process_time()
+    with pytest.raises(BadInput) as refused:
+        EvidenceRequest(recipe).settled()
+    assert len(str(refused.value)) < 500
+    assert time.process_time() - started < 5
 
 
 def test_a_nested_config_is_refused(tmp_path: Path) -> None:
