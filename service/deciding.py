@@ -17,7 +17,7 @@ from service.limits import LimitReached
 from service.naming import destination
 from service.publish import is_folder
 from service.releases import Release, one_release
-from service.screening import opted_out, why_not_listed, why_not_source
+from service.screening import opted_out, too_young, why_not_listed, why_not_source
 from service.source import Source, resolve
 from service.watch_store import WatchStore
 from service.watches import Kind, Watch
@@ -96,8 +96,12 @@ class Deciding:
         except BadInput as error:
             return Decision(release.model, Outcome.SKIPPED, str(error))
         was_there = first and _dates_from_before(watch, release)
-        why = BEFORE if was_there else why_not_listed(watch, release, out, now)
-        return release if why is None else Decision(release.model, Outcome.SKIPPED, why, release.commit)
+        why = BEFORE if was_there else why_not_listed(watch, release, out)
+        if why is not None:
+            return Decision(release.model, Outcome.SKIPPED, why, release.commit)
+        if (why := too_young(watch, release, now)) is not None:
+            return Decision(release.model, Outcome.WAITING, why, release.commit)
+        return release
 
     def _full(self, watch: Watch, polled: int, today: int) -> str | None:
         if polled >= watch.per_poll:

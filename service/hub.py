@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import os
 import re
 import threading
 import time
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import HfApi, get_session, set_client_factory
-from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers
+from huggingface_hub.utils import disable_progress_bars, logging, parse_ratelimit_headers
 
 from service.hub_words import (
     DEFAULT_ENDPOINT,
@@ -101,6 +102,8 @@ def hub(token: str | bool | None = None) -> HfApi:
         if not _made:
             set_client_factory(partial(_client, get_session().event_hooks))
             disable_progress_bars()  # ours are on stderr already, or there is no terminal
+            if "HF_HUB_VERBOSITY" not in os.environ:  # what it warns of is handled here, or said by us
+                logging.set_verbosity_error()
             _made = True
     return HfApi(endpoint=endpoint(), token=token, library_name="tricksmith")
 

@@ -33,8 +33,11 @@ def opted_out(extra: Path | None = None) -> frozenset[str]:
     return frozenset(line.casefold() for line in lines if line)
 
 
-def why_not_listed(watch: Watch, release: Release, out: frozenset[str], now: float) -> str | None:
-    """Why the watch passes the release over, by its listing alone; None where nothing speaks against it."""
+def why_not_listed(watch: Watch, release: Release, out: frozenset[str]) -> str | None:
+    """Why the watch passes the release over, by its listing alone; None where nothing speaks against it.
+
+    What only its age speaks against is `too_young`.
+    """
     owner = release.model.partition("/")[0].casefold()
     model = release.model.casefold()
     if owner in out or model in out or OPT_OUT_TAG in release.tags:
@@ -45,7 +48,9 @@ def why_not_listed(watch: Watch, release: Release, out: frozenset[str], now: flo
         return "no --allow pattern fits it"
     if _fits(model, watch.deny):
         return "a --deny pattern fits it"
-    return _why_not_kind(watch, release) or _why_not_number(watch, release, now)
+    if watch.min_downloads and (release.downloads or 0) < watch.min_downloads:
+        return f"it was downloaded {release.downloads or 0} times, not {watch.min_downloads}"
+    return _why_not_kind(watch, release)
 
 
 def _why_not_kind(watch: Watch, release: Release) -> str | None:
@@ -58,11 +63,10 @@ def _why_not_kind(watch: Watch, release: Release) -> str | None:
     return f"it is not tagged {', '.join(missing)}" if missing else None
 
 
-def _why_not_number(watch: Watch, release: Release, now: float) -> str | None:
-    if watch.min_downloads and (release.downloads or 0) < watch.min_downloads:
-        return f"it was downloaded {release.downloads or 0} times, not {watch.min_downloads}"
+def too_young(watch: Watch, release: Release, now: float) -> str | None:
+    """Why the watch does not convert a release yet; None where its time has come."""
     if watch.min_age and release.created is not None and now - release.created < watch.min_age * 86400:
-        return f"it is younger than {watch.min_age:g} days"
+        return f"it is younger than {watch.min_age:g} days; it comes when it is older"
     return None
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,7 @@ def _resolve_hub(model: str, revision: str | None, token: str | bool | None) -> 
     if "config.json" not in listed:
         raise BadInput(f"{model} has no config.json; give a transformers model")
     _check_weights(model, listed)
+    source = _as_strangers_see(source, info)
     if source.gated:  # the listing of a gated repo is public, its files are not: ask for one before promising
         _check_access(source, token)
     index = read_json(source, INDEX, token) if SINGLE not in listed else None
@@ -183,6 +184,26 @@ def _resolve_hub(model: str, revision: str | None, token: str | bool | None) -> 
     _check_scan(info, names)
     files = tuple(_hub_file(source, name, listed[name], token) for name in names)
     return dataclasses.replace(source, files=files, licence=_licence(source.card))
+
+
+def _as_strangers_see(source: Source, info: ModelInfo) -> Source:
+    """The source with what its description leaves out: is it private, is it gated? A stranger is told no."""
+    private, gated = source.private, source.gated
+    if info.private is None:
+        private = _is_refused(lambda: describe(hub(False), source.model, source.commit))
+    if info.gated is None and not private:
+        gated = _is_refused(lambda: _ask_for_file(source, "config.json", False))
+    return dataclasses.replace(source, private=private, gated=gated)
+
+
+def _is_refused(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except HubUnavailable:
+        raise
+    except BadInput:
+        return True
+    return False
 
 
 def _hub_file(source: Source, name: str, listed: Listed, token: str | bool | None) -> SourceFile:

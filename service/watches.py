@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from service.hub import is_hub_id
@@ -98,7 +99,7 @@ def new_watch(kind: Kind, target: str, tricks: Sequence[str], to: str, **filters
         kind=kind,
         target=target,
         tricks=recipe,
-        to=to.strip(),
+        to=_placed(to.strip()),
         created=time.time(),
         **values,
     )
@@ -108,6 +109,11 @@ def new_watch(kind: Kind, target: str, tricks: Sequence[str], to: str, **filters
             raise BadInput(f"{pattern!r} is no pattern of Hub ids; write such as org/* or */*-Instruct")
     _check_destination(watch)
     return watch
+
+
+def _placed(to: str) -> str:
+    """A folder as it stands on this machine: who follows the watch may stand in another one."""
+    return str(Path(to).expanduser().absolute()) if to.startswith((".", "~")) else to
 
 
 def _frozen(values: dict[str, Any]) -> dict[str, Any]:

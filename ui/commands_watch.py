@@ -17,7 +17,7 @@ from tricks import BadInput
 from ui.answer import answering
 from ui.cli import DONE
 from ui.stack import queue_service
-from ui.text import ago, count, duration, one_line
+from ui.text import ago, count, one_line
 
 
 def watch(args: argparse.Namespace) -> int:
@@ -127,8 +127,20 @@ def _line(service: Service, watch: Watch) -> str:
     rests = f"; paused: {why}" if why else ""
     failed = f"; the last look failed: {state['error']}" if state.get("error") and not rests else ""
     polled = f"; looked at {ago(time.time() - state['polled'])}" if state.get("polled") else ""
-    what = f"{watch.name} → {watch.to}, {', '.join(watch.tricks)}, every {duration(watch.every)}"
-    return one_line(what + polled + failed + rests)
+    what = f"{watch.name} → {watch.to}, {', '.join(watch.tricks)}, every {watch.every / 60:g} min"
+    return one_line(what + "".join(f", {told}" for told in _filters(watch)) + polled + failed + rests)
+
+
+def _filters(watch: Watch) -> list[str]:
+    """What narrows a watch, in the words of its options."""
+    days = {"min-age": watch.min_age, "max-age": watch.max_age}
+    listed = {"allow": watch.allow, "deny": watch.deny, "tag": watch.tags}
+    told = [f"{name} {' '.join(values)}" for name, values in listed.items() if values]
+    told += [f"task {watch.task}"] if watch.task else []
+    told += [f"library {watch.library}"] if watch.library else []
+    told += [f"min-downloads {watch.min_downloads}"] if watch.min_downloads else []
+    told += [f"{name} {value:g} days" for name, value in days.items() if value]
+    return told + (["private"] if watch.private else [])
 
 
 def _shown(service: Service, watch: Watch) -> dict[str, Any]:

@@ -182,6 +182,16 @@ def test_a_request_that_was_not_read_back_is_read_back_the_next_time(hub: HubSer
     assert len(hub.repo("other/tiny").prs) == 1
 
 
+@pytest.mark.parametrize("what", ["open", "gated", "private"])
+def test_what_strangers_may_not_read_is_known_though_it_is_not_said(
+    hub: HubServer, small_llama: Path, what: str
+) -> None:
+    hub.manner = terse
+    hub.add_model("forge/small", small_llama, **({} if what == "open" else {what: True}))
+    source = resolve("forge/small")
+    assert (source.gated, source.private) == (what == "gated", what == "private")
+
+
 def test_a_token_whose_organisations_are_not_told_is_left_to_the_hub(hub: HubServer) -> None:
     hub.manner = terse
     assert check_destination("forge/new") == "forge/new"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_owners_opt_out_by_a_list_too(releases: HubServer, running: Service) -> 
         ({"task": "fill-mask"}, "its task is text-generation, not fill-mask"),
         ({"library": "mlx"}, "its library is transformers, not mlx"),
         ({"tags": ["tiny", "code"]}, "it is not tagged code"),
-        ({"min_age": 2.0}, "it is younger than 2 days"),
+        ({"min_age": 2.0}, "it is younger than 2 days; it comes when it is older"),
     ],
 )
 def test_filters_say_what_they_filter(
@@ -313,6 +314,25 @@ def test_a_full_service_is_waited_for(releases: HubServer, running: Service) -> 
     decisions = {d.model: d.outcome for d in running.watching.poll(made)}
     assert decisions["forge/newer"] is Outcome.QUEUED
     assert decisions["forge/new"] is Outcome.WAITING
+
+
+def test_a_young_release_comes_on_the_day_that_it_is_old_enough(
+    releases: HubServer, running: Service
+) -> None:
+    soon = datetime.now(UTC) - timedelta(days=1) + timedelta(seconds=2)
+    releases.repo("forge/new").created = soon.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    made = watch(running, Kind.AUTHOR, "forge", min_age=1.0, max_age=9.0, deny=["*/newer", "*/old"])
+    assert [d.outcome for d in running.watching.poll(made) if d.model == "forge/new"] == [Outcome.WAITING]
+    releases.repo("forge/new").created = "2000-01-01T00:00:00.000Z"  # two seconds later
+    assert told(running.watching.poll(made))["forge/new"] == "queued"
+
+
+def test_a_folder_is_the_one_that_was_meant_wherever_the_watch_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert new_watch(Kind.AUTHOR, "forge", ["flashnorm"], "./made").to == str(tmp_path / "made")
+    assert new_watch(Kind.AUTHOR, "forge", ["flashnorm"], "smith").to == "smith"
 
 
 def test_history_holds_each_decision_once(releases: HubServer, running: Service) -> None:
