@@ -271,7 +271,9 @@ class Service:
         Args:
             evidence: how much is measured before it may be published; `quick` where nothing is said. The
                 job's `evidence_asked` keeps it, with `seconds`, about how long it takes on this machine.
-            grant: a visitor's sign-in: it is this token that the job uses, and no other.
+            grant: a visitor's sign-in: it is this token that the job uses, and no other. It is refused where
+                it is too wide, too narrow or about to end (`check_grant`), sealed for this job, and gone when
+                the job ends; a retry after that asks to sign in and submit again.
             user: who asks, where no `grant` says so; jobs of different users take turns, and limits count
                 for each. None for whoever runs this installation.
             schedule: nobody waits for it: it comes after what people ask for.

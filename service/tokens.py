@@ -51,7 +51,12 @@ class Grant:
 
     @staticmethod
     def of(token: str, expires: float, scope: str | Iterable[str]) -> Grant:
-        """From the words of OAuth: `scope` is a list, or one text with spaces."""
+        """From OAuth's `access_token`, `expires_at` and `scope` (a list, or one text with spaces).
+
+        A page hands the result to `Service.submit(grant=...)` and keeps nothing itself. The session it comes
+        from must be the Hub's own answer, checked by the library that signed the visitor in: what scopes a
+        token has, the Hub says nowhere else.
+        """
         return Grant(token, expires, frozenset(scope.split() if isinstance(scope, str) else scope))
 
 

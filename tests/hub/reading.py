@@ -76,6 +76,9 @@ class Reading(BaseHandler):
         return self.json([{"type": "file", "path": p, **b.to_json(), "oid": b.oid} for p, b in found])
 
     def resolve(self, repo_id: str, revision: str, name: str) -> Reply:
+        if (new := self.world.renamed.get(repo_id)) is not None:
+            location = self.path.replace(repo_id, new, 1)
+            return lambda: self.send(307, b"", {"Location": location})
         repo = self.repo(repo_id)
         commit = self.commit_of(repo, revision)
         self._gate(repo_id)

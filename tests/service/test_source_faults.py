@@ -91,6 +91,18 @@ def test_a_repo_that_moves_on_is_read_at_the_commit_that_was_promised(
     assert (out / FIRST).read_bytes() == (folder / FIRST).read_bytes()
 
 
+def test_a_repo_that_is_renamed_meanwhile_is_read_under_its_new_name(
+    hub: HubServer, folder: Path, tmp_path: Path
+) -> None:
+    hub.add_model("forge/tiny", folder)
+    source = resolve("forge/tiny")
+    hub.repos["forge/large"] = hub.repos.pop("forge/tiny")
+    hub.renamed["forge/tiny"] = "forge/large"
+    assert read_headers(source).tensors
+    assert (fetch(source, tmp_path / "in") / FIRST).read_bytes() == (folder / FIRST).read_bytes()
+    assert resolve("forge/tiny").model == "forge/large"
+
+
 def test_a_commit_that_is_gone_is_said(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     repo = hub.add_model("forge/tiny", folder)
     source = resolve("forge/tiny")
