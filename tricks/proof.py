@@ -97,7 +97,19 @@ def _try(plan: Plan, blueprint: Blueprint) -> tuple[float, bool]:
         convert(small, source, out, settling=False)
         before = _load(plan, source)
         cached = "slim" in small.parts
-        return max(difference(before, _load(plan, out, own), cached) for own in _ways(small)), True
+        error = max(difference(before, _load(plan, out, own), cached) for own in _ways(small))
+        if not error <= LIMIT and (lost := _lost(plan, source)):
+            raise TricksmithError(
+                f"transformers does not read {lost} back from what it saves itself as "
+                f"{blueprint.config.model_type}"
+            )
+        return error, True
+
+
+def _lost(plan: Plan, source: Path) -> str | None:
+    """A weight that the stock class does not find in a checkpoint that it saved."""
+    _, told = architecture(plan.architecture).from_pretrained(source, output_loading_info=True)
+    return min(told["missing_keys"], default=None)
 
 
 def _ways(plan: Plan) -> list[bool]:
