@@ -141,7 +141,7 @@ def _keys(model: nn.Module, small: nn.Module, one: Attention) -> list[_Merge]:
 def _check(subject: Subject, merges: list[_Merge]) -> None:
     for path in _paths(merges):
         if taken := subject.claimed(path):
-            raise _Unfit(f"{path} belongs to {taken}")
+            raise _Unfit(f"{taken} takes {path} for itself")
     _names(subject, merges)
     for merge in merges:
         if merge.left.size >= _sizes(subject.model, merge.left.path)[0]:
