@@ -26,7 +26,7 @@ from evals.own_code import runs_own_code
 from evals.passes import exact_matmul
 from evals.perplexity import Perplexity, paired_perplexity
 from evals.precision import WIDER, dtype_name, storage_dtype
-from evals.recipe import RECIPES, Recipe, change
+from evals.recipe import RECIPES, Recipe, change, reaching
 from evals.reference import OtherVocabulary, Piece, Reference, decode, few, run_pieces, run_source
 from evals.rounding import round_once_more
 from evals.series import series
@@ -45,7 +45,7 @@ from evals.verdict import (
     rounding_check,
     wide_checks,
 )
-from tricks import Plan, Report, silent
+from tricks import Plan, Report, exact_tokens, silent
 
 SCALING = frozenset({"flashnorm"})
 """Tricks that only scale rows or columns of weights: each is computed exactly and rounded once."""
@@ -126,6 +126,7 @@ def compare(
     started = time.monotonic()
     recipe = change(recipe, {"text": text, "tasks": list(tasks) or None, "tokens": tokens})
     applied = _tricks_of(converted) if tricks is None else list(tricks)
+    recipe = reaching(recipe, 0 if lossless else exact_tokens(applied))
     limits = check_budget(lossless, budget or (None if lossless else budget_of(applied)))
     config = read_config(source)
     own_code = runs_own_code(converted, read_config(converted), config)

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 from evals.models import Kind, Loaded
 from evals.passes import model_inputs
@@ -98,6 +105,10 @@ def continue_greedily(
     begin = inputs["input_ids" if found.kind.decoder_only else "decoder_input_ids"].shape[1]
     if found.kind is not Kind.SPEECH:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    config = model.config
+    if getattr(config, "num_decoder_layers", None) not in (None, getattr(config, "num_layers", None)):
+        # transformers makes a cache of as many layers as the encoder has (T5); this one grows.
+        inputs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
     processors = LogitsProcessorList([] if led is None else [_Led(led, begin)])
     generate: Any = GenerationMixin.generate
     out = generate(model, **inputs, generation_config=plain, logits_processor=processors)

@@ -144,6 +144,17 @@ def _check_plain(text: str, name: str) -> None:
             raise BadInput(f"the recipe {name} is nested; write lines like `tokens: 8192`")
 
 
+def reaching(recipe: Recipe, exact: int) -> Recipe:
+    """`recipe` with windows of at least twice the `exact` tokens that a lossy trick leaves as they are.
+
+    In shorter ones nothing that it changes would be seen.
+    """
+    if not exact:
+        return recipe
+    window = max(recipe.window, 2 * exact)
+    return dataclasses.replace(recipe, window=window, tokens=max(recipe.tokens, 2 * window))
+
+
 def change(recipe: Recipe, entries: dict[str, Any]) -> Recipe:
     """The recipe with some entries changed; None leaves one as it is.
 

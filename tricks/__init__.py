@@ -14,7 +14,7 @@ from tricks.errors import BadInput, Cancelled, TricksmithError
 from tricks.place import Place
 from tricks.plan import Plan
 from tricks.progress import Report, silent
-from tricks.recipe import TRICKS, Trick, parse_trick, stated_budget
+from tricks.recipe import TRICKS, Trick, exact_tokens, parse_trick, stated_budget
 
 if TYPE_CHECKING:
     from tricks.converting import convert
@@ -62,6 +62,7 @@ __all__ = [
     "checkpoint_from_headers",
     "companions",
     "convert",
+    "exact_tokens",
     "expected_config",
     "files_of",
     "make_plan",

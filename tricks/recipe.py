@@ -85,3 +85,20 @@ def stated_budget(tricks: Iterable[Trick]) -> dict[str, float]:
         for name in ("kl", "perplexity")
         if name in TRICKS[trick.name] and trick.option(name) != "none"
     }
+
+
+def exact_tokens(recipe: Iterable[str]) -> int:
+    """How many tokens of a text a recipe's lossy attention leaves as they are; 0 where it has none.
+
+    Args:
+        recipe: tricks as written, of whatever version.
+    """
+    most = 0
+    for text in recipe:
+        try:
+            trick = parse_trick(text)
+        except BadInput:
+            continue
+        if "window" in TRICKS[trick.name]:
+            most = max(most, int(trick.option("window")) + int(trick.option("sinks")))
+    return most

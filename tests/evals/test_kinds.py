@@ -38,6 +38,7 @@ MODELS = {
             d_kv=16,
             d_ff=128,
             num_layers=2,
+            num_decoder_layers=3,
             num_heads=4,
             decoder_start_token_id=0,
         )

@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evals.generation import Continuations, compare_continuations
 from evals.logits import LogitComparison, kl_divergence
 from evals.perplexity import paired_perplexity, token_losses
+from evals.recipe import RECIPES, reaching
 from evals.text import held_out, text_tokens
 from evals.tokenizer import load_tokenizer, tokenizer_changes
 from evals.verdict import Check
 from evals.windows import chunks, pairs, scored_tokens, windows
+from tricks import exact_tokens
 
 
 @given(
@@ -187,3 +189,12 @@ def test_an_added_token_lost_from_the_file_is_named_though_transformers_puts_it_
     (copy / "tokenizer.json").write_text(json.dumps(rules))
     wrong, _ = tokenizer_changes(tiny_llama, copy)
     assert "tokens" in wrong[0]
+
+
+def test_a_text_is_longer_than_what_a_lossy_attention_keeps() -> None:
+    """Else nothing that it loses is seen, and any budget is kept."""
+    exact = exact_tokens(["flashnorm", "approximate:window=1000,sinks=24,kl=0.1", "of-the-future:a=b"])
+    assert exact == 1024
+    assert reaching(RECIPES["quick"], exact).window == 2048
+    assert reaching(RECIPES["quick"], exact).tokens >= 4096
+    assert reaching(RECIPES["quick"], exact_tokens(["slim"])) == RECIPES["quick"]

@@ -27,6 +27,13 @@ COMMON = {
 }
 
 
+MLA: dict[str, Any] = {
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "num_key_value_heads": 4,
+    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "head_dim": 4,
+}  # fmt: skip
+"""Fields of `deepseek_v3` and its like."""
+
 OMIT = object()
 """A field of `COMMON` that a configuration does not take."""
 

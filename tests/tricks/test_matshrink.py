@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tricks import latent_model  # noqa: F401 - registers its class
-from tests.tricks.small_models import OMIT, logits, save_model
+from tests.tricks.small_models import MLA, OMIT, logits, save_model
 from tests.tricks.test_precompute import answers, convert_with, load, tensors
 from tricks import BadInput, convert, make_plan, parse_trick, read_checkpoint
 from tricks.checkpoint import Checkpoint, TensorInfo
@@ -23,11 +23,6 @@ from tricks.model import build, read_config
 from tricks.pivots import pivots
 from tricks.small import randomise
 
-MLA = {
-    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8,
-    "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "num_key_value_heads": 4,
-    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "head_dim": 4,
-}  # fmt: skip
 GEMMA3N: dict[str, Any] = {
     "laurel_rank": 6, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99,
     "altup_num_inputs": 2, "num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 3,

@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
-from tests.tricks.small_models import save_model
+from tests.tricks.small_models import MLA, OMIT, save_model
 from tricks import BadInput, Plan, convert, make_plan, parse_trick, read_checkpoint
 from tricks.checkpoint import Checkpoint, TensorInfo
 from tricks.float64 import float64_arithmetic
 from tricks.model import spread_experts
 from tricks.precompute import savings
+from tricks.tabulate import CHUNK
 
 FITS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -34,8 +35,13 @@ FITS: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4},
     "gpt_neox": {"num_key_value_heads": 4},
     "mixtral": {"num_local_experts": 4},
+    "mpt": {"d_model": 48, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 64},
+    "falcon": {"head_dim": OMIT, "num_key_value_heads": OMIT},
+    "smollm3-nope": {"no_rope_layers": [0, 1, 1]},
+    "deepseek_v3": MLA,
+    "olmo2": {},
 }
-PARALLEL = ("phi", "cohere", "gptj", "gpt_neox")
+PARALLEL = ("phi", "cohere", "gptj", "gpt_neox", "falcon")
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float64) -> Any:
@@ -149,6 +155,38 @@ def test_positions_in_the_embedding_are_a_reason(
     plan = make_plan(read_checkpoint(source), [parse_trick("precompute")])
     assert not plan.fits
     assert reason in plan.places[0].detail
+
+
+def test_token_types_in_the_embedding_are_a_reason(tmp_path: Path) -> None:
+    fields = {"is_decoder": True, "architectures": ["BertLMHeadModel"]}
+    source = save_model(tmp_path / "source", "bert", head_dim=OMIT, num_key_value_heads=OMIT, **fields)
+    plan = make_plan(read_checkpoint(source), [parse_trick("precompute")])
+    assert not plan.fits
+    assert "adds a token's type" in plan.places[0].detail
+
+
+def test_a_model_that_also_sees_is_left_alone(tmp_path: Path) -> None:
+    """What an image becomes enters behind the table."""
+    text = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {**text, "image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model(
+        "llava", text_config={**text, "model_type": "llama", "vocab_size": 99}, vision_config=vision
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    plan = make_plan(read_checkpoint(tmp_path), [parse_trick("precompute")])
+    assert not plan.fits
+    assert "no plain causal language model" in plan.places[0].detail
+
+
+def test_a_vocabulary_larger_than_the_tokenizers_is_tabulated_whole(tmp_path: Path) -> None:
+    """Rows that no text names are rows too; more of them than are computed at a time."""
+    source = save_model(tmp_path / "source", "llama", vocab_size=CHUNK + 77)
+    _, out = convert_with(source, "precompute")
+    assert tensors(out)["model.embed_tokens.table"].shape[0] == CHUNK + 77
+    ids = torch.tensor([[5, CHUNK - 1, CHUNK, CHUNK + 76]])
+    with torch.no_grad(), float64_arithmetic():
+        a, b = (load(folder).double()(input_ids=ids, use_cache=False).logits for folder in (source, out))
+    assert (a - b).abs().max() <= 1e-12 * a.abs().max()
 
 
 def test_a_vocabulary_padded_in_the_weights_alone_is_one_line(tmp_path: Path) -> None:

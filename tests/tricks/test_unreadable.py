@@ -23,6 +23,6 @@ VISION = {
 def test_shieldgemma_as_a_language_model_is_refused_with_the_true_reason(tmp_path: Path) -> None:
     config = AutoConfig.for_model("shieldgemma2", text_config=TEXT, vision_config=VISION)
     Gemma3ForConditionalGeneration._from_config(config, dtype=torch.float32).save_pretrained(tmp_path)
-    with pytest.raises(BadInput, match="could not be proven .transformers does not read .* back") as error:
+    with pytest.raises(BadInput, match=r"could not be proven .transformers does not read .* back") as error:
         make_plan(read_checkpoint(tmp_path), [parse_trick("flashnorm")])
     assert "\n" not in str(error.value)
