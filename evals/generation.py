@@ -101,7 +101,7 @@ def continue_greedily(
         return_dict_in_generate=True,
     )
     model.generation_config = plain
-    inputs = model_inputs(found, prompts)
+    inputs: dict[str, Any] = dict(model_inputs(found, prompts))
     begin = inputs["input_ids" if found.kind.decoder_only else "decoder_input_ids"].shape[1]
     if found.kind is not Kind.SPEECH:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
