@@ -96,7 +96,8 @@ def test_a_repo_that_is_renamed_meanwhile_is_read_under_its_new_name(
 ) -> None:
     hub.add_model("forge/tiny", folder)
     source = resolve("forge/tiny")
-    hub.repos["forge/large"] = hub.repos.pop("forge/tiny")
+    hub.repos["forge/large"] = moved = hub.repos.pop("forge/tiny")
+    moved.id = "forge/large"
     hub.renamed["forge/tiny"] = "forge/large"
     assert read_headers(source).tensors
     assert (fetch(source, tmp_path / "in") / FIRST).read_bytes() == (folder / FIRST).read_bytes()
