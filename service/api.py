@@ -297,6 +297,7 @@ class Service:
         check_visibility(source, to, private)
         self.settings.limits.check_model(source.model, source.size_bytes)
         asked = None if evidence is None else evidence.settled()
+        seconds = 0.0 if asked is None else round(seconds_for(asked, source), 1)
         store, app = self._connect()
         job_id = new_id()
         if grant is not None:
@@ -320,10 +321,8 @@ class Service:
             ),
             user=_user(user),
             operator_token=grant is None,
-            lane=self._lane(source, schedule),
-            evidence_asked=None
-            if asked is None
-            else asked | {"seconds": round(seconds_for(asked, source), 1)},
+            lane=self._lane(source.size_bytes, seconds, schedule),
+            evidence_asked=None if asked is None else asked | {"seconds": seconds},
             limits=self.settings.limits,
             job_id=job_id,
         )
@@ -354,10 +353,13 @@ class Service:
         """
         return seconds_for((evidence or EvidenceRequest()).settled(), resolve(model, token))
 
-    def _lane(self, source: Source, schedule: bool) -> str:
-        size, settings = source.size_bytes, self.settings
-        on_gpu = size >= settings.gpu_from and self._registry.has(Queue.GPU)
-        return lane(Queue.GPU if on_gpu else Queue.CPU, schedule=schedule, large=size >= settings.large_from)
+    def _lane(self, size: int, seconds: float, schedule: bool) -> str:
+        """Where a job waits: `size` in bytes, `seconds` that its evidence is expected to take here."""
+        settings = self.settings
+        long = seconds >= settings.long_from
+        on_gpu = (long or size >= settings.gpu_from) and self._registry.has(Queue.GPU)
+        large = long or size >= settings.large_from
+        return lane(Queue.GPU if on_gpu else Queue.CPU, schedule=schedule, large=large)
 
     def job(self, job_id: str, *, viewer: str | None = None) -> Job:
         """The job.

@@ -45,6 +45,8 @@ class Settings:
     """A source of this size or more is a large job."""
     gpu_from: int = 2 * 10**9
     """A source of this size or more goes to a worker with a GPU, where there is one."""
+    long_from: float = 1800.0
+    """A job whose evidence is expected to take this long is as a large one, and goes to a GPU too."""
     details: float = 30 * 86400.0
     """For how long a finished job keeps its events, plan, evidence and card."""
     records: float = 365 * 86400.0
@@ -112,6 +114,7 @@ class Settings:
             cache=read.size("SOURCE_CACHE", Settings.cache),
             large_from=read.size("LARGE_FROM", Settings.large_from),
             gpu_from=read.size("GPU_FROM", Settings.gpu_from),
+            long_from=60.0 * read.count("LONG_FROM_MINUTES", 30),
             details=86400.0 * read.count("KEEP_DETAILS_DAYS", 30, least=0),
             records=86400.0 * read.count("KEEP_JOBS_DAYS", 365),
             failed_work=3600.0 * read.count("KEEP_FAILED_HOURS", 72, least=0),
