@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelInfo
 
 from service.hub import HubMissing, HubUnavailable, ask, hub
+from service.naming import converted_name
 from service.place import place_at
 from service.source import Source
 from tricks import BadInput, parse_trick
@@ -38,9 +39,14 @@ def converted_by(
     except BadInput:  # a Hub that cannot search
         return None
     wanted = {base.casefold(), *(parse_trick(text).name for text in tricks)}
+    name = converted_name(source.model, tricks)
     for info in found:
-        fits = wanted <= _tags(info)
-        if info.id != ours and fits and _is_of(source, info.id, tricks, token):
+        if info.id == ours:
+            continue
+        if wanted <= _tags(info) and _is_of(source, info.id, tricks, token):
+            return info.id
+        untold = info.tags is None and info.card_data is None
+        if untold and info.id.endswith(f"/{name}") and _is_conversion(source, tricks, info.id, token):
             return info.id
     return None
 

@@ -78,7 +78,7 @@ def url(source: Source, name: str) -> str:
 
 
 def read_json(source: Source, name: str, token: str | bool | None) -> dict[str, Any]:
-    return parse_json(_read_range(source, name, 0, _JSON_LIMIT, token), f"{name} of {source.model}")
+    return parse_json(read_range(source, name, 0, _JSON_LIMIT, token), f"{name} of {source.model}")
 
 
 def content_length(source: Source, name: str, token: str | bool | None) -> int:
@@ -110,7 +110,7 @@ def _asking(token: str | bool | None, begin: int, end: int) -> dict[str, str]:
     return headers | {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
 
 
-def _read_range(source: Source, name: str, begin: int, end: int, token: str | bool | None) -> bytes:
+def read_range(source: Source, name: str, begin: int, end: int, token: str | bool | None) -> bytes:
     """Bytes `begin` up to `end` (or the file's end) of a file, and no byte more whatever the server sends."""
     headers = _asking(token, begin, end)
 
@@ -135,7 +135,7 @@ def _read_header(source: Source, name: str, size: int, token: str | bool | None)
     )
     if size < 8:
         raise broken
-    start = _read_range(source, name, 0, _HEADER_GUESS, token)
+    start = read_range(source, name, 0, _HEADER_GUESS, token)
     if len(start) < 8:
         raise broken
     (length,) = struct.unpack("<Q", start[:8])
@@ -143,7 +143,7 @@ def _read_header(source: Source, name: str, size: int, token: str | bool | None)
         raise broken
     data = start[8 : 8 + length]
     if len(data) < length:
-        data += _read_range(source, name, 8 + len(data), 8 + length, token)
+        data += read_range(source, name, 8 + len(data), 8 + length, token)
     if len(data) < length:
         raise broken
     header = parse_json(data, f"the header of {name} of {source.model}")

@@ -194,6 +194,6 @@ def _from_status(response: httpx2.Response, repo: str, revision: str | None) -> 
     }
     if status in said:
         return said[status]
-    if status >= 500 or status == 408:
+    if status == 408 or (status >= 500 and status != 501):  # 501: it will not do so later either
         return HubUnavailable(f"the Hub failed on {repo} (status {status}); try again later")
     return BadInput(f"the Hub refuses the request for {repo} (status {status}); check it and try again")

@@ -72,6 +72,11 @@ def too_young(watch: Watch, release: Release, now: float) -> str | None:
 
 def why_not_source(watch: Watch, source: Source) -> str | None:
     """Why the watch passes over a source that it has looked at; None where nothing speaks against it."""
+    tags = source.card.get("tags") or []  # a listing may have left them out
+    if OPT_OUT_TAG in tags:
+        return "its owner opted out"
+    if OWN_TAG in tags:
+        return "it is a conversion itself"
     if (licence := forbids_derivatives(source)) is not None:
         return f"its licence ({licence}) forbids derivatives"
     if source.gated:

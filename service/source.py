@@ -18,14 +18,16 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelInfo, get_hf_file_metadata
 
-from service.headers import INDEX, SINGLE, content_length, parse_json, read_json, url
+from service.headers import INDEX, SINGLE, content_length, parse_json, read_json, read_range, url
 from service.hub import TIMEOUT_S, HubUnavailable, ask, endpoint, gated, hub, is_hub_id
 from service.listing import Listed, describe, files_in
+from service.papers import CARD
 from tricks import BadInput, companions, files_of
 
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf)", re.IGNORECASE)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
 _SHA256, _BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
+_CARD_LIMIT = 1_000_000  # bytes of a card, whose metadata stand first
 _CARD_KEYS = ("license", "license_name", "license_link", "language", "tags", "library_name", "pipeline_tag")
 
 
@@ -146,7 +148,7 @@ def _resolve_folder(path: Path) -> Source:
     if SINGLE not in names:
         index = parse_json((folder / INDEX).read_bytes(), f"{INDEX} of {path}")
     files = tuple(SourceFile(name, (folder / name).stat().st_size) for name in needed_files(names, index))
-    card = _card_metadata(_front_matter(folder / "README.md"))
+    card = _card_metadata(_front_matter(folder / CARD))
     return Source(
         model=folder.name,
         folder=str(folder),
@@ -179,6 +181,9 @@ def _resolve_hub(model: str, revision: str | None, token: str | bool | None) -> 
     source = _as_strangers_see(source, info)
     if source.gated:  # the listing of a gated repo is public, its files are not: ask for one before promising
         _check_access(source, token)
+    if info.card_data is None and CARD in listed:  # a Hub that reads no cards
+        data = _in_front_matter(read_range(source, CARD, 0, _CARD_LIMIT, token).decode("utf-8", "replace"))
+        source = dataclasses.replace(source, card=_card_metadata(data) or source.card)
     index = read_json(source, INDEX, token) if SINGLE not in listed else None
     names = needed_files(listed, index)
     _check_scan(info, names)
@@ -282,11 +287,13 @@ def _licence(card: dict[str, Any]) -> str | None:
 
 def _front_matter(readme: Path) -> dict[str, Any]:
     """The metadata of a model card on disk; nothing where it has none that can be read."""
-    if not readme.is_file():
-        return {}
-    match = re.match(r"\s*---\r?\n(.*?)\r?\n---", readme.read_text("utf-8", errors="replace"), re.DOTALL)
+    return _in_front_matter(readme.read_text("utf-8", errors="replace")) if readme.is_file() else {}
+
+
+def _in_front_matter(text: str) -> dict[str, Any]:
+    match = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     try:
         data = yaml.safe_load(match[1]) if match else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except yaml.YAMLError:
         return {}
     return data if isinstance(data, dict) else {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from service.api import Service
+from service.converted import converted_by
 from service.deciding import Outcome
 from service.fetch import fetch
 from service.hub import HubUnavailable, patience
@@ -180,6 +181,47 @@ def test_a_request_that_was_not_read_back_is_read_back_the_next_time(hub: HubSer
             publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
     publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
     assert len(hub.repo("other/tiny").prs) == 1
+
+
+def card(licence: str, tags: str = "[tiny]") -> bytes:
+    return f"---\nlicense: {licence}\nlanguage: [en]\ntags: {tags}\n---\n# A model\n".encode()
+
+
+def test_a_card_that_the_hub_does_not_read_is_read_here(
+    hub: HubServer, running: Service, small_llama: Path
+) -> None:
+    hub.manner = terse
+    of = {path.name: path.read_bytes() for path in small_llama.iterdir()}
+    hub.add_model("forge/plain", of | {"README.md": card("apache-2.0")})
+    hub.add_model("forge/nd", of | {"README.md": card("cc-by-nd-4.0")})
+    hub.add_model("forge/out", of | {"README.md": card("mit", "[no-tricksmith]")})
+    source = resolve("forge/plain")
+    assert source.licence == "apache-2.0"
+    assert source.card == {"license": "apache-2.0", "language": ["en"], "tags": ["tiny"]}
+    hub.add_collection("forge/all-0123", ["forge/plain", "forge/nd", "forge/out"])
+    made = new_watch(Kind.COLLECTION, "forge/all-0123", ["flashnorm"], "smith")
+    running.watches.add(made)
+    assert {d.model: d.reason for d in running.watching.poll(made)} == {
+        "forge/plain": None,
+        "forge/nd": "its licence (cc-by-nd-4.0) forbids derivatives",
+        "forge/out": "its owner opted out",
+    }
+
+
+def test_a_conversion_is_known_though_the_listing_says_nothing_of_it(
+    hub: HubServer, running: Service, small_llama: Path, tmp_path: Path
+) -> None:
+    hub.manner, hub.asks = terse, False
+    hub.add_model("forge/small", small_llama)
+    running.convert("forge/small", tmp_path / "out", ["flashnorm"])
+    hub.add_model("other/small-FlashNorm", tmp_path / "out")
+    assert running.preflight("forge/small", ["flashnorm"]).converted == "other/small-FlashNorm"
+
+
+def test_what_a_hub_does_not_offer_is_no_reason_to_wait(hub: HubServer, small_llama: Path) -> None:
+    hub.add_model("forge/small", small_llama)
+    hub.fail("GET /api/models$", status=501, times=99)
+    assert converted_by(resolve("forge/small"), ["flashnorm"]) is None
 
 
 @pytest.mark.parametrize("what", ["open", "gated", "private"])
