@@ -118,6 +118,35 @@ def test_shared_heads_cannot_lose_k_or_v(tmp_path: Path) -> None:
     assert "not square" in plan.places[0].detail
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            {"hidden_size": 45, "num_attention_heads": 5, "num_key_value_heads": 5},
+            "9 channels cannot be rotated",
+        ),
+        ({"num_attention_heads": 5}, "do not divide"),
+        ({"num_key_value_heads": 3}, "do not divide"),
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "5 of 4 experts"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_one_line(fields: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    source = skipless(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **fields}))
+    with pytest.raises(BadInput, match=reason) as error:
+        make_plan(read_checkpoint(source), [parse_trick("skipless")])
+    assert "\n" not in str(error.value)
+
+
+def test_heads_of_odd_channels_are_merged_where_nothing_rotates_them(tmp_path: Path) -> None:
+    fields = {"hidden_size": 45, "num_attention_heads": 5, "num_key_value_heads": 5, "rope": False}
+    source = skipless(tmp_path / "source", **fields)
+    _, out = convert_with(source, "skipless:absorb=v")
+    a, b = answers(source), answers(out)
+    assert (a - b).abs().max() <= 1e-9 * a.abs().max()
+
+
 def test_merged_twice_is_refused(tmp_path: Path) -> None:
     _, out = convert_with(skipless(tmp_path / "source"), "skipless")
     with pytest.raises(BadInput, match="is a converted model"):

@@ -32,6 +32,9 @@ class SkiplessConfig(PretrainedConfig):
     `absorbed`: None for the whole model, else "q", "k" or "v", the projection that was merged away (with P in
     serial blocks). `num_experts`: 0 for one feed-forward per block. `glu`: gate and up projections. `bias`:
     on every linear layer but the output layer.
+
+    Raises:
+        ValueError: the heads do not divide their channels, or each other, or cannot be rotated in pairs.
     """
 
     model_type = "skipless"
@@ -75,6 +78,18 @@ class SkiplessConfig(PretrainedConfig):
         self.num_experts = num_experts
         self.num_experts_per_tok = num_experts_per_tok
         self.absorbed = absorbed
+        if hidden_size % num_attention_heads or num_attention_heads % num_key_value_heads:
+            raise ValueError(
+                f"{num_attention_heads} query heads of {num_key_value_heads} key-value heads do not divide "
+                f"{hidden_size} channels and each other"
+            )
+        if rope and hidden_size // num_attention_heads % 2:
+            raise ValueError(
+                f"a head of {hidden_size // num_attention_heads} channels cannot be rotated in pairs; choose "
+                "another number of heads, or rope=false"
+            )
+        if num_experts and not 0 < num_experts_per_tok <= num_experts:
+            raise ValueError(f"{num_experts_per_tok} of {num_experts} experts cannot be chosen")
         super().__init__(**{**kwargs, "tie_word_embeddings": tie_word_embeddings})
 
 
