@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service bench-detect chaos fuzz up screenshots format pins clean
+.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service space-check bench-detect chaos fuzz up screenshots format pins clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ bench-slim: $(READY) ## Measure slim attention: its cache's bytes against what i
 
 screenshots: $(READY) browser ## Take the screenshots of the README anew
 	@$(BIN)/python -m ui.screenshots $(ARGS)
+
+space-check: $(READY) browser ## Start what would be deployed from a clean venv, as a Space does, and convert in a browser
+	@$(BIN)/python -m pytest tests/ui/space_check.py -s $(ARGS)
 
 pins: ## Renew constraints.txt from what pip picks today in a clean venv; TORCH=... moves torch
 	@rm -rf build/pins && bash .ci/venv build/pins

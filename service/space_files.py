@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,11 @@ def space_files(setup: Setup) -> dict[str, bytes]:
 def requirements(setup: Setup) -> str:
     """What the Space installs: every distribution at the version that is installed, and was tested, here.
 
-    Gradio is not among them: the Space's own SDK brings the version that the front matter names.
+    Gradio is not among them: a Space installs these together with `gradio[oauth,mcp]` at the version that the
+    front matter names, and what the extra `mcp` wants in another version than ours is left to it.
     """
-    pins = sorted(f"{name}=={number}" for name, number in _closure(_wanted()) if name != "gradio")
+    theirs = {"gradio", *_at_odds("gradio", "mcp")}
+    pins = sorted(f"{name}=={number}" for name, number in _closure(_wanted()) if name not in theirs)
     head = [] if setup.gpu else [f"--extra-index-url {CPU_INDEX}"]
     return "\n".join(["# Written by `tricksmith space deploy`.", *head, *pins, ""])
 
@@ -135,6 +137,23 @@ def _closure(texts: Iterable[str]) -> list[tuple[str, str]]:
                 seen.add((name, wanted))
                 todo += [(Requirement(text), wanted) for text in there.requires or []]
     return list(found.items())
+
+
+def _at_odds(name: str, extra: str) -> Iterator[str]:
+    """What the extra needs in a version that is not installed here, and what that pins in turn."""
+    for text in distribution(name).requires or []:
+        need = Requirement(text)
+        ours = need.marker is not None and need.marker.evaluate({"extra": extra})
+        if not ours or need.marker.evaluate({"extra": ""}):  # type: ignore[union-attr]
+            continue
+        try:
+            there = distribution(need.name)
+        except PackageNotFoundError:
+            continue
+        if not need.specifier.contains(there.version):
+            yield canonicalize_name(need.name)
+            pinned = [Requirement(text) for text in there.requires or []]
+            yield from (canonicalize_name(one.name) for one in pinned if "==" in str(one.specifier))
 
 
 def _readme(setup: Setup) -> str:

@@ -66,10 +66,10 @@ def _free_port() -> int:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A Chromium without a window."""
+def browser(*flags: str) -> Iterator[Browser]:
+    """A Chromium without a window; `flags` beside the usual ones."""
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=str(CHROMIUM), args=_FLAGS)
+        chromium = play.chromium.launch(executable_path=str(CHROMIUM), args=[*_FLAGS, *flags])
         try:
             yield chromium
         finally:
