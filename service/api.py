@@ -233,7 +233,7 @@ class Service:
         Raises:
             BadInput: as `plan`.
         """
-        return preflight(model, _recipe(tricks) if tricks else (), self.settings.work, token)
+        return preflight(model, _recipe(tricks) if tricks else (), self.settings, token)
 
     def explore(self, model: str, token: str | bool | None = None) -> Explored:
         """A model's figures and every trick looked at on its own, nothing proven yet.

@@ -122,17 +122,19 @@ class DatasetKeeper:
 
     def save(self, data: bytes) -> None:
         """See Keeper."""
+        try:
+            self._commit(data)
+        except HubMissing:
+            api = hub(self.token)
+            ask(self.repo, lambda: api.create_repo(self.repo, repo_type="dataset", private=True))
+            self._commit(data)
+
+    def _commit(self, data: bytes) -> None:
+        file, message = CommitOperationAdd(FILE, data), "Jobs of a Tricksmith Space"
         api = hub(self.token)
-        ask(self.repo, lambda: api.create_repo(self.repo, repo_type="dataset", private=True, exist_ok=True))
-        file = CommitOperationAdd(FILE, data)
         ask(
             self.repo,
-            lambda: api.create_commit(
-                self.repo,
-                [file],
-                commit_message="Jobs and watches of a Tricksmith Space",
-                repo_type="dataset",
-            ),
+            lambda: api.create_commit(self.repo, [file], commit_message=message, repo_type="dataset"),
         )
 
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,8 +15,9 @@ from service.fetch import existing
 from service.headers import read_headers
 from service.hub import HubUnavailable
 from service.licences import forbids_derivatives
+from service.settings import Settings
 from service.source import Source, resolve
-from tricks import TRICKS, Checkpoint, Plan, Trick
+from tricks import TRICKS, BadInput, Checkpoint, Plan, Trick
 
 WIDE = 4  # bytes per weight in the wider dtype in which two models are compared
 
@@ -57,8 +57,10 @@ class Preflight:
         }
 
 
-def preflight(model: str, recipe: Sequence[Trick], work: Path, token: str | bool | None = None) -> Preflight:
-    """Look at `model` from its metadata and headers alone; `work` is where the work would be done.
+def preflight(
+    model: str, recipe: Sequence[Trick], settings: Settings, token: str | bool | None = None
+) -> Preflight:
+    """Look at `model` from its metadata and headers alone, for a service of these `settings`.
 
     Without a recipe every trick is looked at by itself.
 
@@ -78,8 +80,14 @@ def preflight(model: str, recipe: Sequence[Trick], work: Path, token: str | bool
         warnings.append(f"whether somebody converted it already is not known: {error}")
     local = source.folder is not None
     disk = source.size_bytes * (1 if local else 2)
-    disk_free = shutil.disk_usage(existing(work)).free
+    disk_free = shutil.disk_usage(existing(settings.work)).free
     memory, memory_free = WIDE * _weights(checkpoint), psutil.virtual_memory().available
+    if settings.memory:  # in a container, the machine's own figure says more than there is
+        memory_free = min(memory_free, settings.memory)
+    try:
+        settings.limits.check_model(source.model, source.size_bytes)
+    except BadInput as error:
+        warnings.append(str(error))
     if converted is not None:
         warnings.append(f"{converted} is this conversion already")
     if disk > disk_free:

@@ -114,7 +114,8 @@ def limits_of(hardware: str) -> dict[str, str]:
     job's memory, and so an eighth of all, is what its files may have.
     """
     memory, disk = _ROOM.get(hardware, _LEAST)
-    return {
+    gpu = {} if hardware == ZERO or hardware.startswith("cpu-") else {"TRICKSMITH_GPU_FROM": "0"}
+    return gpu | {
         "TRICKSMITH_MODEL_BYTES": f"{memory / 8:.1f}GB",
         "TRICKSMITH_MEMORY": f"{memory * 0.7:.0f}GB",
         "TRICKSMITH_SOURCE_CACHE": f"{disk / 5:.0f}GB",

@@ -21,6 +21,8 @@ from ui.serve import page, signals
 from ui.stack import processes, queue_service
 
 PORT = 7860
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""On ZeroGPU no process but the main one is ever lent a GPU."""
 TOKEN = "TRICKSMITH_HISTORY_TOKEN"
 
 
@@ -59,7 +61,12 @@ def run(setup: Setup, folder: Path, gpu: Gpu | None = None) -> None:
         queue_service() as (service, settings),
         _history(setup, settings),
         page(service, host, port, gpu=gpu, probes=False),
-        processes(settings, [] if setup.remote else ["worker", "beat"], aloud=True),
+        processes(
+            settings,
+            [] if setup.remote else ["worker", "beat"],
+            aloud=True,
+            more=NO_GPU if setup.zero else {},
+        ),
     ):
         say(f"Tricksmith is at port {port}, on {setup.hardware}")
         stop.wait()

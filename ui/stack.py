@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from service.api import Service
 from service.queue import make_app
@@ -45,16 +46,20 @@ def log_file(settings: Settings) -> Path:
 
 @contextmanager
 def processes(
-    settings: Settings, roles: Sequence[str] = ("worker",), *, aloud: bool = False
+    settings: Settings,
+    roles: Sequence[str] = ("worker",),
+    *,
+    aloud: bool = False,
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Run one process per role ("worker" or "beat") as long as the block runs; they write to `log_file`,
-    or, `aloud`, where this process writes.
+    or, `aloud`, where this process writes. `more` goes to their environment.
 
     Each holds the data folder's Redis for itself, so a worker outlives a killed command's Redis no worse
     than any other user of it.
     """
     with log_file(settings).open("ab") as log:
-        running = [_start(role, settings, None if aloud else log.fileno()) for role in roles]
+        running = [_start(role, settings, None if aloud else log.fileno(), more) for role in roles]
     try:
         yield
     finally:
@@ -64,10 +69,12 @@ def processes(
             _reap(process)
 
 
-def _start(role: str, settings: Settings, log: int | None) -> subprocess.Popen[bytes]:
+def _start(
+    role: str, settings: Settings, log: int | None, more: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "workers.main", role, "--data", str(settings.data), "--stop-with-stdin"],
-        env=dict(os.environ),
+        env={**os.environ, **more},
         # It stops when this pipe closes: with this command, however that ends.
         stdin=subprocess.PIPE,
         stdout=log,

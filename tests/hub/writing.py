@@ -28,7 +28,8 @@ class Writing(Spaces):
         if not user.may_write(repo_id, new=True):
             raise Answer(403, "You don't have the rights to create a model under this namespace")
         if repo_id in self.world.repos:
-            raise Answer(409, "You already created this model repo")
+            told = {"url": f"{self.world.endpoint}/{repo_id}", "error": "You already created this repo"}
+            return self.json(told, 409)
         if kind == "space":
             self.take_space(repo_id, wish)
         repo = self.world.repos[repo_id] = Repo(repo_id, private=_is_private(wish))
