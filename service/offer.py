@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,7 +21,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from service.hub import HubUnavailable, ask, endpoint
+from service.hub import HubUnavailable, ask, endpoint, hub_errors
 from service.manifest import digest
 from service.place import Place, place_at
 from tricks import BadInput
@@ -106,9 +108,20 @@ class Note:
     def __init__(self, folder: Path, mark: str) -> None:
         self._path = folder.parent / f".offer-{mark}"
 
-    def write(self) -> None:
-        """From here on a request may be open."""
+    @contextmanager
+    def laid_down(self, to: str) -> Iterator[None]:
+        """Within the block a request is sent; the note stays unless the Hub surely took none."""
         self._path.touch()
+        try:
+            with hub_errors(to):
+                yield
+        except HubUnavailable as error:
+            if error.limited:  # it asked to wait, and did nothing
+                self._path.unlink()
+            raise
+        except BadInput:
+            self._path.unlink()
+            raise
 
     def check(self, to: str) -> None:
         """Do not send again what may have arrived.

@@ -140,8 +140,8 @@ class _Publication:
             def once() -> CommitInfo | Found:
                 if (known := self._request(note)) is not None:
                     return known
-                note.write()
-                return self._commit(files, MAIN, base, pr=True)
+                with note.laid_down(self.to):
+                    return self._commit(files, MAIN, base, pr=True)
 
             made = ask(self.to, once)
         if isinstance(made, Found):
@@ -194,6 +194,9 @@ class _Publication:
         """Upload what is missing and commit it; returns the commit."""
         with additions(self.folder, changed, self.progress) as files:
             send(self.api, self.to, files, branch, False, self.progress)
+            for name in self.digests.keys() - changed.keys():
+                self.progress.begin()
+                self.progress.finished((self.folder / name).stat().st_size)
             operations: list[_Operation] = [*files, *(CommitOperationDelete(name) for name in stale)]
             tried = False
 

@@ -152,6 +152,20 @@ def test_a_request_that_may_be_open_is_not_sent_again(hub: HubServer, tmp_path: 
     assert len(hub.repo("other/tiny").prs) == 1
 
 
+@pytest.mark.parametrize("status", [429, 403])
+def test_a_request_that_was_surely_refused_is_sent_again(hub: HubServer, tmp_path: Path, status: int) -> None:
+    hub.discussions = hub.pull_heads = False
+    hub.add_model("other/tiny", {"README.md": b"theirs"})
+    source = resolve(str(write_model(tmp_path / "tiny")))
+    convert_by_copy(source, tmp_path / "work")
+    hub.fail("commit/main", status=status, headers={"Retry-After": "0"})
+    if status == 403:
+        with pytest.raises(BadInput, match="may not do that"):
+            publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+    publish(tmp_path / "work", "other/tiny", evidence=EQUIVALENT, source=source, pr=True)
+    assert len(hub.repo("other/tiny").prs) == 1
+
+
 @pytest.mark.parametrize("status", ["open", "draft", "merged", "closed"])
 def test_a_request_is_found_again_whatever_became_of_it(hub: HubServer, tmp_path: Path, status: str) -> None:
     hub.add_model("other/tiny", {"README.md": b"theirs"})

@@ -221,7 +221,13 @@ def test_what_a_repo_holds_already_is_not_sent_to_it_again(
     changed.write_bytes(changed.read_bytes()[:-2] + b"\1\1")
     convert_by_copy(source, tmp_path / "work2")
     hub.requests.clear()
-    publish(tmp_path / "work2", "smith/tiny", evidence=EQUIVALENT, source=source)
+    seen: list[tuple[int, int, int]] = []
+
+    def report(unit: str, done: int, total: int) -> None:
+        seen.append((done, total, hub.calls("POST .*/commit/main")))
+
+    publish(tmp_path / "work2", "smith/tiny", evidence=EQUIVALENT, source=source, report=report)
+    assert (seen[-1][0], 0) in {(total, commits) for done, total, commits in seen if done == total}
     sent = {r.path.rsplit("/", 1)[-1] for r in hub.requests if r.method == "PUT" and "/lfs/" in r.path}
     assert sent == {hashlib.sha256(changed.read_bytes()).hexdigest()}
     files = hub.repo("smith/tiny").files
