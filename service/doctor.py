@@ -127,6 +127,7 @@ def _redis(settings: Settings, url: str) -> Iterator[Finding]:
         seconds, micro = client.time()
         yield _clock("Redis", seconds + micro / 1e6)
     yield from _address(settings)
+    yield from _key(settings)
 
 
 def _address(settings: Settings) -> Iterator[Finding]:
@@ -141,6 +142,13 @@ def _address(settings: Settings) -> Iterator[Finding]:
     if not near and parts.scheme != "rediss":
         change = "use TLS (rediss://), or a network that nobody else is on"
         yield Finding("Redis TLS", Level.NOTE, "what goes to Redis is not encrypted", change)
+
+
+def _key(settings: Settings) -> Iterator[Finding]:
+    if settings.redis_url is not None and settings.token_key is None:
+        text = "each data folder has its own: workers elsewhere cannot use what visitors have signed in with"
+        change = "give all processes one TRICKSMITH_TOKEN_KEY (`openssl rand -hex 32`)"
+        yield Finding("key of tokens", Level.NOTE, text, change)
 
 
 def _clock(whose: str, theirs: float) -> Finding:
@@ -195,12 +203,17 @@ def _hub() -> Iterator[Finding]:
         with hub_errors("the token"):
             me = api.whoami()
     except TricksmithError as error:
-        yield Finding("Hub token", Level.NOTE, str(error), "set HF_TOKEN to publish to the Hub")
+        yield Finding("Hub token", Level.NOTE, str(error), "without one nothing is published to the Hub")
     else:
         yield _token(me)
     import httpx2
 
-    answer = httpx2.head(endpoint(), timeout=10, follow_redirects=True)
+    try:
+        answer = httpx2.head(endpoint(), timeout=10, follow_redirects=True)
+    except httpx2.HTTPError as error:
+        text = f"{endpoint()} does not answer ({type(error).__name__})"
+        yield Finding("Hub", Level.BAD, text, "check the network, HTTPS_PROXY and HF_ENDPOINT")
+        return
     if (date := answer.headers.get("date")) is not None:
         yield _clock("the Hub", parsedate_to_datetime(date).astimezone(UTC).timestamp())
 

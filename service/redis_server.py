@@ -247,7 +247,11 @@ def _check_external(url: str) -> None:
         client = redis.Redis.from_url(url, socket_connect_timeout=5)
         client.ping()
         client.close()
-    except (redis.RedisError, ValueError) as error:
+    except ValueError:
+        raise TricksmithError(
+            "REDIS_URL is no address of a Redis; write redis://HOST:PORT/0, rediss://... for TLS, or unix://PATH"
+        ) from None
+    except redis.RedisError as error:
         # Only the kind of error: its text may hold the password that the URL holds.
         raise TricksmithError(
             f"the Redis that REDIS_URL names does not answer ({type(error).__name__});"

@@ -122,7 +122,7 @@ class Settings:
             host=env.get("TRICKSMITH_HOST") or socket.gethostname(),
             requests_per_second=read.count("REQUESTS_PER_SECOND", 100, least=0),
             metrics_port=read.count("METRICS_PORT", 0, least=0),
-            json_logs=(env.get("TRICKSMITH_LOG") or "text") == "json",
+            json_logs=read.one_of("LOG", ("text", "json")) == "json",
             token_key=key,
             webhook_secret=env.get("TRICKSMITH_WEBHOOK_SECRET") or None,
         )
@@ -139,6 +139,13 @@ class _Reader:
         if not text.isdecimal() or int(text) < least:
             raise BadInput(f"TRICKSMITH_{name} is {text!r}; give {unit} from {least} on")
         return int(text)
+
+    def one_of(self, name: str, words: tuple[str, ...]) -> str:
+        """One of `words`; the first where nothing is said."""
+        text = self._env.get(f"TRICKSMITH_{name}") or words[0]
+        if text not in words:
+            raise BadInput(f"TRICKSMITH_{name} is {text!r}; write {' or '.join(words)}")
+        return text
 
     def size(self, name: str, default: int) -> int:
         text = self._env.get(f"TRICKSMITH_{name}") or str(default)

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str, *, json: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(
-            name, help=text, description=text.capitalize() + ".", allow_abbrev=False
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
         if json:
             command.add_argument("--json", action="store_true", help="print one JSON document on stdout")

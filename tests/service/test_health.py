@@ -23,6 +23,7 @@ from service.probe import main
 from service.redis_server import running_redis
 from service.registry import About, Registry
 from service.settings import Settings
+from tricks import BadInput
 
 ABOUT = About("w1", "host", 1, ("cpu",), 2, "0", 0.0, running=1, gpus=2, gpus_busy=1, disk_free=10**12)
 
@@ -122,6 +123,7 @@ def test_the_doctor_finds_a_redis_that_may_lose_jobs(url: str, tmp_path: Path) -
     assert "appendonly yes" in found["Redis persistence"].change
     assert found["Redis eviction"].level is Level.BAD
     assert found["workers"].level is Level.BAD
+    assert "TRICKSMITH_TOKEN_KEY" in found["key of tokens"].change
 
 
 def test_the_doctor_is_content_with_a_good_deployment(tmp_path: Path) -> None:
@@ -139,3 +141,18 @@ def test_the_doctor_asks_for_a_password_on_a_far_redis_and_tells_none(tmp_path: 
     said = " ".join(f"{finding.text} {finding.change}" for finding in examine(settings))
     assert "does not answer" in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("TRICKSMITH_LEASE", "soon", "TRICKSMITH_LEASE is 'soon'; give whole seconds"),
+        ("TRICKSMITH_LOG", "jsn", "TRICKSMITH_LOG is 'jsn'; write text or json"),
+        ("TRICKSMITH_MEMORY", "lots", "TRICKSMITH_MEMORY is 'lots'; give bytes"),
+        ("TRICKSMITH_TOKEN_KEY", "short", "give 64 hex digits"),
+        ("REDIS_PASSWORD_FILE", "/nowhere", "cannot be read"),
+    ],
+)
+def test_a_variable_that_says_nothing_sensible_is_named(name: str, value: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Settings.from_env({"REDIS_URL": "redis://h", name: value})
