@@ -167,7 +167,7 @@ def _workers(settings: Settings, url: str) -> Iterator[Finding]:
         return
     places = sum(about.places for about in workers)
     hosts = len({about.host for about in workers})
-    yield Finding("workers", Level.GOOD, f"{len(workers)} on {hosts} hosts, {places} jobs at a time")
+    yield Finding("workers", Level.GOOD, f"{len(workers)}, hosts: {hosts}, jobs at a time: {places}")
     schemas = {about.schema for about in workers}
     if schemas != {SCHEMA}:
         text = f"they keep job records of schema {sorted(schemas)}, this is {SCHEMA}"

@@ -7,6 +7,9 @@ need not read through as they are.
 
 from __future__ import annotations
 
+BUCKETS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000)
+"""Seconds: the upper edges by which waiting and stages are counted."""
+
 _COMMON = """
 -- Redis 6 would otherwise write the script itself to the append-only file: a restart would then give every
 -- event the time of the restart.
@@ -33,7 +36,7 @@ end
 
 local function count(name, by) redis.call('HINCRBYFLOAT', P .. 'metrics', name, by or 1) end
 
-local BUCKETS = {0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000}
+local BUCKETS = {@buckets@}
 local function observe(name, seconds)
   local bucket = 'inf'
   for i = 1, #BUCKETS do
@@ -134,7 +137,7 @@ local function move(id, to, from, more)
   tell(id, said)
   return 'ok'
 end
-"""
+""".replace("@buckets@", ", ".join(map(str, BUCKETS)))
 
 CREATE = (
     _COMMON

@@ -61,5 +61,7 @@ def set_up_logs(*, as_json: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter(TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for chatty in ("httpx", "httpx2", "httpcore", "urllib3"):
+    # Celery's say that a task was sent, came and went: every ten seconds for each that looks after jobs.
+    celery = ("celery.beat", "celery.worker.strategy", "celery.app.trace")
+    for chatty in ("httpx", "httpx2", "httpcore", "urllib3", *celery):
         logging.getLogger(chatty).setLevel(logging.WARNING)

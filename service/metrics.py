@@ -20,7 +20,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from service.jobs import JobStore
+from service.job_scripts import BUCKETS
+from service.jobs import JobStore, State
 from service.registry import Registry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -83,17 +84,17 @@ def _counters(counts: dict[str, float]) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "tricksmith_source_bytes", "Bytes of the sources of published jobs", counts.get("bytes", 0)
     )
-    for name, label, text in (
-        ("jobs", "state", "Jobs that ended, by how"),
-        ("failures", "cause", "Failed jobs, by what kind of thing went wrong"),
-        ("verdicts", "verdict", "Verdicts"),
-        ("lost", "kind", "Attempts that ended with their worker's silence"),
+    # Those that there will be begin at 0: the first one must not look as if it had always been there.
+    for name, label, text, known in (
+        ("jobs", "state", "Jobs that ended, by how", [state.value for state in State if state.final]),
+        ("failures", "cause", "Failed jobs, by what kind of thing went wrong", []),
+        ("verdicts", "verdict", "Verdicts", ["equivalent", "within budget", "different"]),
+        ("lost", "kind", "Attempts that ended with their worker's silence", ["worker"]),
     ):
         family = CounterMetricFamily(f"tricksmith_{name}", text, labels=[label])
-        for key, value in counts.items():
-            kind, _, of = key.partition("|")
-            if kind == name:
-                family.add_metric([of], value)
+        told = {key.partition("|")[2]: value for key, value in counts.items() if key.startswith(f"{name}|")}
+        for of, value in (dict.fromkeys(known, 0.0) | told).items():
+            family.add_metric([of], value)
         yield family
 
 
@@ -119,9 +120,10 @@ def _histograms(counts: dict[str, float]) -> Iterator[Metric]:
 
 
 def _cumulative(buckets: dict[str, float]) -> list[tuple[str, float]]:
+    """Every edge, counted or not: a quantile is wrong where edges come and go."""
     total, result = 0.0, []
-    for edge in sorted(float(edge) for edge in buckets if edge != "inf"):
-        total += buckets[f"{edge:g}"]
+    for edge in BUCKETS:
+        total += buckets.get(f"{edge:g}", 0.0)
         result.append((f"{edge:g}", total))
     return [*result, ("+Inf", total + buckets.get("inf", 0.0))]
 
