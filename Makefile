@@ -61,7 +61,9 @@ bench-service: $(READY) ## Measure 10,000 submits by 200 users, and 1,000 jobs d
 
 up: ## Start everything with Docker; writes the secrets' files where they are missing
 	@install -d -m 700 deploy/secrets
-	@test -s deploy/secrets/redis_password || (umask 022; openssl rand -hex 32 > deploy/secrets/redis_password)
+	@for name in redis_password token_key; do \
+	  test -s deploy/secrets/$$name || (umask 022; openssl rand -hex 32 > deploy/secrets/$$name); done
+	@test -e deploy/secrets/webhook_secret || (umask 022; : > deploy/secrets/webhook_secret)
 	@test -e deploy/secrets/hf_token || (umask 022; printf '%s' "$$HF_TOKEN" > deploy/secrets/hf_token)
 	docker compose up --detach --build $(ARGS)
 bench-plan: $(READY) ## Measure planning at full published sizes, without weights

@@ -93,7 +93,7 @@ class Settings:
         env = os.environ if env is None else env
         read = _Reader(env)
         folder = data or Path(env.get("TRICKSMITH_DATA") or DEFAULT_DATA)
-        key = env.get("TRICKSMITH_TOKEN_KEY") or None
+        key = read.secret("TOKEN_KEY")
         if key is not None and not _KEY.fullmatch(key):
             raise BadInput("TRICKSMITH_TOKEN_KEY is no key; give 64 hex digits (`openssl rand -hex 32`)")
         limits = Limits(
@@ -124,7 +124,7 @@ class Settings:
             metrics_port=read.count("METRICS_PORT", 0, least=0),
             json_logs=read.one_of("LOG", ("text", "json")) == "json",
             token_key=key,
-            webhook_secret=env.get("TRICKSMITH_WEBHOOK_SECRET") or None,
+            webhook_secret=read.secret("WEBHOOK_SECRET"),
         )
 
 
@@ -139,6 +139,12 @@ class _Reader:
         if not text.isdecimal() or int(text) < least:
             raise BadInput(f"TRICKSMITH_{name} is {text!r}; give {unit} from {least} on")
         return int(text)
+
+    def secret(self, name: str) -> str | None:
+        """A secret, itself or in the file that the variable with `_FILE` names; an empty one is none."""
+        path = self._env.get(f"TRICKSMITH_{name}_FILE")
+        text = _read(path, f"TRICKSMITH_{name}_FILE") if path else self._env.get(f"TRICKSMITH_{name}")
+        return text or None
 
     def one_of(self, name: str, words: tuple[str, ...]) -> str:
         """One of `words`; the first where nothing is said."""
@@ -160,14 +166,18 @@ def _redis_url(env: Mapping[str, str]) -> str | None:
     url, secret = env.get("REDIS_URL") or None, env.get("REDIS_PASSWORD_FILE")
     if url is None or not secret:
         return url
-    try:
-        password = Path(secret).read_text().strip()
-    except OSError as error:
-        raise BadInput(
-            f"REDIS_PASSWORD_FILE cannot be read ({error.strerror}): {secret}; correct its path or its rights"
-        ) from error
+    password = _read(secret, "REDIS_PASSWORD_FILE")
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss"):
         raise BadInput("REDIS_PASSWORD_FILE goes with a REDIS_URL that begins with redis:// or rediss://")
     address = f"{quote(parts.username or '')}:{quote(password, safe='')}@{parts.netloc.rpartition('@')[2]}"
     return urlunsplit(parts._replace(netloc=address))
+
+
+def _read(path: str, name: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise BadInput(
+            f"{name} cannot be read ({error.strerror}): {path}; correct its path or its rights"
+        ) from error

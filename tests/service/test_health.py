@@ -150,9 +150,20 @@ def test_the_doctor_asks_for_a_password_on_a_far_redis_and_tells_none(tmp_path: 
         ("TRICKSMITH_LOG", "jsn", "TRICKSMITH_LOG is 'jsn'; write text or json"),
         ("TRICKSMITH_MEMORY", "lots", "TRICKSMITH_MEMORY is 'lots'; give bytes"),
         ("TRICKSMITH_TOKEN_KEY", "short", "give 64 hex digits"),
-        ("REDIS_PASSWORD_FILE", "/nowhere", "cannot be read"),
+        ("REDIS_PASSWORD_FILE", "/nowhere", "REDIS_PASSWORD_FILE cannot be read"),
+        ("TRICKSMITH_WEBHOOK_SECRET_FILE", "/nowhere", "TRICKSMITH_WEBHOOK_SECRET_FILE cannot be read"),
     ],
 )
 def test_a_variable_that_says_nothing_sensible_is_named(name: str, value: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         Settings.from_env({"REDIS_URL": "redis://h", name: value})
+
+
+def test_secrets_are_read_from_files(tmp_path: Path) -> None:
+    key, empty = tmp_path / "key", tmp_path / "empty"
+    key.write_text("0f" * 32 + "\n")
+    empty.write_text("")
+    env = {"TRICKSMITH_TOKEN_KEY_FILE": str(key), "TRICKSMITH_WEBHOOK_SECRET_FILE": str(empty)}
+    settings = Settings.from_env(env)
+    assert (settings.token_key, settings.webhook_secret) == ("0f" * 32, None)
+    assert "0f0f" not in repr(settings)

@@ -74,7 +74,8 @@ class Deployment:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         self._nets = 0
-        self._secrets = {"redis_password": "a-long-password", "hf_token": ""}
+        self._secrets = {"redis_password": "a-long-password", "hf_token": "", "webhook_secret": ""}
+        self._secrets["token_key"] = "0123456789abcdef" * 4
         for name, text in self._secrets.items():
             (folder / name).write_text(text)
         self.redis_at = ""
@@ -87,8 +88,8 @@ class Deployment:
         self._stack.callback(ip, "netns", "del", net.name, check=False)
         return net
 
-    def start(self, service: str, *, ready: str | None = None) -> tuple[Net, subprocess.Popen[bytes]]:
-        """Start a service; `ready` is the address in its health check."""
+    def start(self, service: str) -> tuple[Net, subprocess.Popen[bytes]]:
+        """Start a service."""
         it, net = COMPOSE["services"][service], self.net()
         if service == "redis":
             self.redis_at = net.address
@@ -110,9 +111,13 @@ class Deployment:
                 start_new_session=True,
             )
         self._stack.callback(end, process)
-        if ready is not None:
-            wait_for(lambda: self.run(net, [sys.executable, "-m", "service.probe", ready]) == 0, process)
         return net, process
+
+    def wait_until_healthy(self, service: str, net: Net, process: subprocess.Popen[bytes]) -> None:
+        """Ask as its health check asks."""
+        kind, *words = COMPOSE["services"][service]["healthcheck"]["test"]
+        check = ["sh", "-c", self.put_right(words[0])] if kind == "CMD-SHELL" else self._command(words)
+        wait_for(lambda: self.run(net, check) == 0, process)
 
     def run(self, net: Net, command: list[str], **more: Any) -> int:
         done = subprocess.run(
@@ -156,16 +161,16 @@ def wait_for(true: Any, process: subprocess.Popen[bytes]) -> None:
 def test_the_parts_find_each_other_over_networks_and_share_no_folder(
     bridge: None, small_llama: Path, tmp_path: Path
 ) -> None:
-    worker_health = COMPOSE["services"]["worker"]["healthcheck"]["test"][-1]
     with ExitStack() as stack:
         deployment = Deployment(tmp_path, stack)
         redis_net, redis = deployment.start("redis")
-        check = deployment.put_right(COMPOSE["services"]["redis"]["healthcheck"]["test"][-1])
-        wait_for(lambda: deployment.run(redis_net, ["sh", "-c", check]) == 0, redis)
-        # `--scale worker=2`
-        _, process = deployment.start("worker")
-        deployment.start("worker", ready=worker_health)
-        web, _ = deployment.start("web", ready=COMPOSE["services"]["web"]["healthcheck"]["test"][-1])
+        deployment.wait_until_healthy("redis", redis_net, redis)
+        # All at once, with `--scale worker=2`.
+        names = ("worker", "worker", "web", "beat")
+        started = [deployment.start(name) for name in names]
+        for name, (net, process) in list(zip(names, started, strict=True))[:3]:
+            deployment.wait_until_healthy(name, net, process)
+        (_, spare), (web, _), (_, beat) = started[1:]
         assert probe(f"http://{web.address}:7860/metrics") == 0
         submit = [sys.executable, "-m", "ui.cli", "submit", str(small_llama), "--trick", "flashnorm"]
         submit += ["--to", str(tmp_path / "out"), "--wait", "--json"]
@@ -175,7 +180,7 @@ def test_the_parts_find_each_other_over_networks_and_share_no_folder(
             "REDIS_PASSWORD_FILE": str(tmp_path / "redis_password"),
             "TRICKSMITH_DATA": str(tmp_path / "client"),
         }
-        os.kill(process.pid, signal.SIGTERM)  # one of two is enough
+        os.kill(spare.pid, signal.SIGTERM)  # one of two is enough
         done = subprocess.run(
             deployment.net().inside(submit),
             env=os.environ | environment | {"PYTHONPATH": str(ROOT)},
@@ -185,6 +190,7 @@ def test_the_parts_find_each_other_over_networks_and_share_no_folder(
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        assert beat.poll() is None
     assert (tmp_path / "out" / "evidence.json").is_file()
     assert not (tmp_path / "client" / "redis").exists()
 
@@ -204,9 +210,11 @@ def test_no_secret_stands_in_an_environment_or_a_command() -> None:
     for it in COMPOSE["services"].values():
         said = str(it.get("environment", "")) + str(it.get("command", ""))
         assert "HF_TOKEN:" not in said
+        assert not re.search(r"(PASSWORD|KEY|SECRET)'", said)  # their files alone are named
         assert not re.search(r"://[^/]*:[^/]*@", said)
     assert all("file" in secret for secret in COMPOSE["secrets"].values())
-    assert COMPOSE["services"]["flower"]["secrets"] == ["redis_password"]
+    flower = COMPOSE["services"]["flower"]
+    assert (flower["secrets"], flower["env_file"]) == (["redis_password"], [])
 
 
 def test_every_image_is_pinned_and_every_port_is_this_machines_own() -> None:
