@@ -20,7 +20,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ BUILD = ROOT / "build" / "bench-detect"
 RESULTS = ROOT / "benchmarks" / "results" / "detect.json"
 PICTURE = ROOT / "docs" / "images" / "detection.png"
 TRAINED = ROOT / "models" / "tiny-llama"
+KEPT = BUILD / "rows.jsonl"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 Figures = dict[str, Any]
@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--clean", type=int, default=200, help="honest conversions (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=1024, help="of each comparison (default %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on where a run that was stopped had got")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go (JSON)")
     given = parser.parse_args()
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
@@ -60,12 +61,14 @@ def main() -> None:
     BUILD.mkdir(parents=True, exist_ok=True)
     # Every comparison collects garbage four times; what was imported need not be searched for it.
     gc.freeze()
-    began = time.monotonic()
-    clean = list(_honest(given.clean, given.tokens))
-    harmed = list(_damaged(given.tokens))
+    if not given.resume:
+        KEPT.unlink(missing_ok=True)
+    done = _kept()
+    clean = list(_honest(given.clean, given.tokens, done))
+    harmed = list(_damaged(given.tokens, done))
     result = _summary(clean, harmed) | {
         "tokens": given.tokens,
-        "seconds": round(time.monotonic() - began),
+        "seconds": round(sum(row.get("seconds", 0) for row in (*clean, *harmed))),
         "software": {"torch": torch.__version__, "transformers": transformers.__version__},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "honest": clean,
@@ -79,7 +82,24 @@ def main() -> None:
     sys.exit(0 if result["targets_met"] else 1)
 
 
-def _honest(count: int, tokens: int) -> Iterator[Figures]:
+def _key(row: Figures) -> str:
+    return json.dumps([row.get(name) for name in ("type", "dtype", "seed", "model", "damage", "strength")])
+
+
+def _kept() -> dict[str, Figures]:
+    """The rows of a run that was stopped."""
+    if not KEPT.is_file():
+        return {}
+    return {_key(row): row for row in map(json.loads, KEPT.read_text().splitlines())}
+
+
+def _keep(row: Figures) -> Figures:
+    with KEPT.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
+
+
+def _honest(count: int, tokens: int, before: dict[str, Figures]) -> Iterator[Figures]:
     """Verdicts on honest conversions: all types in all storage types with one seed, then with the next."""
     done = seed = 0
     types = [*EXPERTS, *DENSE]
@@ -88,6 +108,11 @@ def _honest(count: int, tokens: int) -> Iterator[Figures]:
             for dtype in DTYPES:
                 if done == count:
                     return
+                known = {"type": name, "dtype": str(dtype)[6:], "seed": seed}
+                if (row := before.get(_key(known))) is not None:
+                    done += 1
+                    yield row
+                    continue
                 source, made = BUILD / "source", BUILD / "converted"
                 try:
                     plan = _convert(make(_fresh(source), name, dtype, seed), made)
@@ -97,15 +122,15 @@ def _honest(count: int, tokens: int) -> Iterator[Figures]:
                     break
                 evidence = compare(source, made, tokens=tokens, plan=plan)
                 done += 1
-                row = {"type": name, "dtype": str(dtype)[6:], "seed": seed} | _figures(evidence)
+                row = known | _figures(evidence)
                 _say(
                     f"{done}/{count} {name} {str(dtype)[6:]} {seed}: {row['verdict']} {row['reasons'] or ''}"
                 )
-                yield row
+                yield _keep(row)
         seed += 1
 
 
-def _damaged(tokens: int) -> Iterator[Figures]:
+def _damaged(tokens: int, before: dict[str, Figures]) -> Iterator[Figures]:
     sources = {
         "tiny-llama (trained)": TRAINED,
         "qwen2 (random, biases)": make(_fresh(BUILD / "qwen2"), "qwen2", torch.bfloat16, 1),
@@ -117,18 +142,21 @@ def _damaged(tokens: int) -> Iterator[Figures]:
         plan = _convert(source, made)
         for damage in (*DAMAGES, *FILE_DAMAGES):
             for strength in damage.strengths:
+                row = {"model": label, "damage": damage.name, "strength": strength}
+                if _key(row) in before:
+                    yield before[_key(row)]
+                    continue
                 try:
                     spoilt = damaged(source, made, BUILD / "spoilt", damage, strength)
                 except NotHere:
                     break
-                row = {"model": label, "damage": damage.name, "strength": strength}
                 try:
                     row |= _figures(compare(source, spoilt, tokens=tokens, plan=plan))
                 except BadInput as error:
                     row |= REFUSED | {"reasons": [str(error)[:200]]}
                 seen = f"size {row['size']}, {row['verdict']} {row['seen_by']}"
                 _say(f"{label}, {damage.name} {strength:g}: {seen}")
-                yield row
+                yield _keep(row)
 
 
 def _figures(evidence: Evidence) -> Figures:

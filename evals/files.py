@@ -186,7 +186,7 @@ def _dtype(config: Mapping[str, Any]) -> str | None:
 def _generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """How the model generates unasked: its file, or what transformers derives from `config.json`."""
     written = _object(folder / "generation_config.json")
-    if not isinstance(written, dict) or written.get("_from_model_config"):
+    if not isinstance(written, dict):
         text = config.get("text_config")
         inner = text if isinstance(text, dict) else {}
         written = {name: config.get(name, inner.get(name)) for name in _TOKENS}

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from evals.models import Kind, Loaded
-from evals.passes import model_inputs
+from evals.passes import Meter, cannot_run, model_inputs, out_of_memory
 from evals.windows import Window
 from tricks.shipped.modeling_slim import cache_bytes
 
@@ -80,11 +80,33 @@ class _Led(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, step[:, None], 0.0)
 
 
-@torch.inference_mode()
 def continue_greedily(
-    found: Loaded, prompts: Sequence[Window], new: int, led: torch.Tensor | None = None
+    found: Loaded, prompts: Sequence[Window], new: int, meter: Meter, led: torch.Tensor | None = None
 ) -> Continuations:
     """Go on after each prompt for `new` tokens: the best each time, or those of `led` `(prompts, new)`.
+
+    All prompts at once, or one after the other where memory runs out.
+
+    Raises:
+        BadInput: the model cannot be run, or not even on one prompt within this memory.
+    """
+    rows = len(prompts)
+    parts: list[Continuations] = []
+    while len(parts) * rows < len(prompts):
+        at = slice(len(parts) * rows, (len(parts) + 1) * rows)
+        try:
+            parts.append(_continue(found, prompts[at], new, None if led is None else led[at]))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise cannot_run(found, prompts[0], error) from error
+            meter.shrink(rows, "prompts")
+            rows, parts = 1, []
+    return Continuations(torch.cat([p.tokens for p in parts]), torch.cat([p.logits for p in parts]))
+
+
+@torch.inference_mode()
+def _continue(found: Loaded, prompts: Sequence[Window], new: int, led: torch.Tensor | None) -> Continuations:
+    """One batch.
 
     The model's `generation_config.json` is set aside: an end token or a repetition penalty would compare
     settings. So are a class's own ways to generate (Whisper's, which cuts sound into parts).

@@ -12,12 +12,14 @@ import hashlib
 import json
 import logging
 import os
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -32,6 +34,7 @@ from evals.verdict import Check
 from tricks import BadInput, Report, TricksmithError
 
 OWN = Path(__file__).parent / "suite"
+SEED = 1234  # lm-eval's own
 CHANCE = 1e-3  # of a false alarm, over all tasks and metrics together
 
 
@@ -67,6 +70,8 @@ def load_tasks(recipe: Recipe) -> Suite | None:
                         f"lm-eval knows no task {name!r}; give a name of its list or the path of a YAML file"
                     )
             found |= _load(manager, name)
+    for task in found.values():
+        _set_fewshot(task, recipe.fewshot)
     return Suite(found)
 
 
@@ -252,16 +257,34 @@ def _evaluate(
         softmax_dtype="float32",
     )
     lm._device = found.device  # of a model spread over memory and disk, the first layer's
-    done = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[task],
-        num_fewshot=recipe.fewshot,
+    # What `simple_evaluate` does before and after takes twenty seconds a call: it reads the list of all tasks
+    # anew and asks the machine for its every version.
+    _seed(task)
+    done = lm_eval.evaluate(
+        lm=lm,
+        task_dict={"tasks": {name: task}, "groups": {}},
         limit=recipe.limit,
         apply_chat_template=recipe.chat_template,
+        fewshot_as_multiturn=recipe.chat_template,
         log_samples=True,
         bootstrap_iters=0,
     )
     return _record(name, done)
+
+
+def _seed(task: Any) -> None:
+    """Every draw that lm-eval makes, as its `simple_evaluate` begins it."""
+    random.seed(0)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    task.set_fewshot_seed(seed=SEED)
+
+
+def _set_fewshot(task: Any, fewshot: int | None) -> None:
+    """The number of examples, as `simple_evaluate` settles it: a task that says 0 keeps it."""
+    default = task.get_config("num_fewshot")
+    if default is None or (fewshot is not None and default != 0):
+        task.set_config(key="num_fewshot", value=fewshot or 0)
 
 
 def _record(name: str, done: Any) -> Run:

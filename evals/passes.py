@@ -35,20 +35,22 @@ class Meter:
         self.total = max(self.total, self.done)
         self.report("tokens", self.done, self.total)
 
-    def shrink(self, rows: int) -> int:
-        """Half of `rows`, after a batch of that many did not fit in memory.
+    def shrink(self, rows: int, what: str = "windows") -> int:
+        """Half of `rows`, after a batch of that many did not fit in memory; of `prompts`, one.
 
         Raises:
             BadInput: it was one row.
         """
         if rows == 1:
             raise BadInput(
-                "out of memory even with one window at a time; close other programs, "
+                f"out of memory even with one of the {what} at a time; close other programs, "
                 "or give a larger --max-memory"
             )
-        self.batch = rows // 2
-        self.notes.append(f"out of memory with {rows} windows at a time: went on with {self.batch}")
-        return self.batch
+        less = 1 if what == "prompts" else rows // 2
+        if what == "windows":
+            self.batch = less
+        self.notes.append(f"out of memory with {rows} {what} at a time: went on with {less}")
+        return less
 
 
 def window_logits(
@@ -69,7 +71,7 @@ def window_logits(
                 break
             except Exception as error:
                 if not out_of_memory(error):
-                    raise _cannot_run(found, cut[at], error) from error
+                    raise cannot_run(found, cut[at], error) from error
             rows = meter.shrink(rows)
         if want and hidden is not None:
             states = getattr(output, "hidden_states", None) or getattr(output, "decoder_hidden_states", None)
@@ -82,7 +84,7 @@ def window_logits(
         at += rows
 
 
-def _cannot_run(found: Loaded, window: Window, error: Exception) -> BadInput:
+def cannot_run(found: Loaded, window: Window, error: Exception) -> BadInput:
     """Models are other people's code: whatever one raises, it is the model that cannot be run."""
     read = "" if window.encoder is None else f" with {list(window.encoder.shape)} for its encoder"
     return BadInput(

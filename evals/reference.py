@@ -95,7 +95,7 @@ def run_source(
         hidden: list[torch.Tensor] = []
         pieces, sample, losses = _run_windows(found, inputs, sample_rows, place, meter, hidden)
         _check_finite(folder, place, [*pieces, *sample.values()], losses)
-        written = continue_greedily(found, prompts, new) if prompts else None
+        written = continue_greedily(found, prompts, new, meter) if prompts else None
         meter.add(_decoded(prompts, new))
         rounded = None
         if exact and not found.offloaded:
@@ -168,7 +168,7 @@ def decode(found: Loaded, reference: Reference) -> Continuations | None:
     if reference.continuations is None:
         return None
     wrote = reference.continuations.tokens
-    led = continue_greedily(found, reference.prompts, wrote.shape[1], wrote)
+    led = continue_greedily(found, reference.prompts, wrote.shape[1], reference.meter, wrote)
     reference.meter.add(_decoded(reference.prompts, wrote.shape[1]))
     if led.logits.shape != reference.continuations.logits.shape:
         raise OtherVocabulary(led.logits.shape[-1], reference.vocabulary)

@@ -120,7 +120,9 @@ class _Tally:
             self._worst = math.inf
             return
         distance = (there - exact).abs()
-        allowed = UNITS * unit_in_the_last_place(exact, self._dtype) + self._slack * exact.abs().max()
+        # What needs no rounding, a gain of one say, has one way to be stored.
+        units = torch.where(rounded == exact, 0.0, UNITS * unit_in_the_last_place(exact, self._dtype))
+        allowed = units + self._slack * exact.abs().nan_to_num().max()
         off = ~same & ~(distance <= allowed)  # a NaN where none should be is off
         self.off += int(off.sum())
         if off.any():
