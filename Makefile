@@ -78,7 +78,7 @@ bench-detect: $(READY) ## Plant damage in converted models, and see what verify 
 bench-precompute: $(READY) ## Compute the precompute paper's table from configurations alone
 	@$(BIN)/python -m benchmarks.precompute $(ARGS)
 
-bench-matshrink: $(READY) ## Measure MatShrink's precision, pivoted against naive
+bench-matshrink: $(READY) ## Compute what MatShrink saves, and measure its precision, pivoted against naive
 	@$(BIN)/python -m benchmarks.matshrink $(ARGS)
 
 bench-approximate: $(READY) ## Measure what approximate attention loses, with the plot
