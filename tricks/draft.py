@@ -58,6 +58,7 @@ def draft_on(subject: Subject, tricks: Sequence[Trick]) -> Plan:
     drafts: list[Draft] = []
     for trick in sorted(tricks, key=lambda t: order.index(t.name)):
         drafts.append(PLANNERS[trick.name](subject, trick))
+        subject = drafts[-1].leaves or subject
         subject.claims.update(drafts[-1].claims)
     own = own_part(subject.architecture)
     marks: dict[str, Any] = {"tricksmith": {part: {} for part in own}} if own else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tricks import absorb  # noqa: F401 - registers its operations
+from tricks.afterwards import afterwards
 from tricks.checkpoint import WIDTHS
 from tricks.edits import Drop, Edit, Make, New
 from tricks.errors import BadInput
@@ -118,7 +119,7 @@ def _merge(subject: Subject, absorbed: str) -> Draft:
         edits=merge.edits,
         savings={"weight_bytes_saved": saved},
         config={**fields, "tricksmith": {NAME: {"absorbed": absorbed}}},
-        claims=dict.fromkeys(["embed_tokens", *(f"layers.{n}" for n in blocks)], NAME),
+        leaves=afterwards(subject, merge.edits, fields),
     )
 
 

@@ -40,7 +40,10 @@ class Subject:
 
 @dataclass
 class Draft:
-    """One trick's part of a plan; see `Plan` for the fields, and `Subject` for `claims`."""
+    """One trick's part of a plan; see `Plan` for the fields, and `Subject` for `claims`.
+
+    `leaves` is what later tricks of the recipe are asked about, where it is another model than before.
+    """
 
     places: list[Place] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
@@ -50,3 +53,4 @@ class Draft:
     parts: tuple[str, ...] = ()
     stock_loads: bool = True
     claims: dict[str, str] = field(default_factory=dict)
+    leaves: Subject | None = None
