@@ -15,8 +15,12 @@ from tricks.subject import Subject
 
 
 def afterwards(subject: Subject, edits: list[Edit], config: dict[str, Any]) -> Subject:
-    """`subject` as `edits` leave it: its tensors without those that were dropped and with those that were made,
-    and its model built anew with the fields `config`. Nothing of it is claimed."""
+    """`subject` as `edits` leave it, with nothing of it claimed.
+
+    Args:
+        edits: of the kinds Make and Drop.
+        config: fields of config.json that change; the model is built anew with them.
+    """
     tensors = dict(subject.checkpoint.tensors)
     for edit in edits:
         if isinstance(edit, Drop):

@@ -8,6 +8,7 @@ from torch import nn
 
 from tricks.free_keys import add_free_keys
 from tricks.heads import Attention, read_heads
+from tricks.readers import Channels, read_alone, seen_of
 from tricks.responses import blocks_of
 from tricks.specimen import NoSpecimen, specimen
 from tricks.subject import Subject
@@ -41,9 +42,18 @@ def attentions(small: nn.Module) -> list[Attention]:
     if small not in _KNOWN:
         blocks = {block.where: block for block in blocks_of(small) if block.mixes}
         found = [read_heads(block) for block in blocks.values()]
+        _check_readers(small, [one for one in found if one.heads])
         add_free_keys(small, found, blocks)
         _KNOWN[small] = found
     return _KNOWN[small]
+
+
+def _check_readers(small: nn.Module, found: list[Attention]) -> None:
+    """Take its heads from a block whose values something beside its output projection reads."""
+    channels = [Channels(tuple(head.value for head in one.heads), (one.output,)) for one in found]
+    for one, alone in zip(found, read_alone(small, channels, seen_of(small)), strict=True):
+        if not alone:
+            one.heads, one.value_reason = [], f"more than {one.output} reads its values"
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, list[Attention]] = WeakKeyDictionary()

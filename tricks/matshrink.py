@@ -81,7 +81,9 @@ def plan_matshrink(subject: Subject, trick: Trick) -> Draft:
         if merges:
             _carry_out(subject, trick, merges, draft)
     if not draft.places:
-        draft.places.append(Place(NAME, "attention", False, "no attention block was found"))
+        draft.places.append(
+            Place(NAME, "attention", False, "no attention block with an output projection was found")
+        )
     return draft
 
 

@@ -23,7 +23,7 @@ def obstacles(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "layers", str(reason)
         return
     if not found:
-        yield "layers", "no attention block was found"
+        yield "layers", "no attention block with an output projection was found"
         return
     norms = [norm.module for norm in subject.wiring.norms] + list(subject.wiring.unmeasured)
     for one in found:

@@ -185,6 +185,9 @@ def _scaled(layer: FirstLayer, small: nn.Module, model: nn.Module) -> FirstLayer
 
 def _full(width: int, small: nn.Module, model: nn.Module, path: str) -> int:
     before, after = small.get_submodule(path), model.get_submodule(path)
+    sizes = [ends.get_input_embeddings().embedding_dim for ends in (small, model)]  # type: ignore[operator]
+    if list(before.children()) and width == sizes[0]:
+        return int(sizes[1])  # a feed-forward: as wide as the stream
     weight = getattr(before, "weight", None)
     if list(before.children()) or not isinstance(weight, torch.Tensor) or width not in weight.shape:
         raise Unfit(f"{path} is no linear layer")

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from models.evaluate import HELDOUT
 from tests.tricks.small_models import save_model
 from tests.tricks.test_precompute import load
-from tricks import BadInput, Plan, convert, make_plan, parse_trick, read_checkpoint
+from tricks import BadInput, Plan, approximate_settle, convert, make_plan, parse_trick, read_checkpoint
 from tricks.approximate_settle import TAILS, observed
 from tricks.float64 import float64_arithmetic
 from tricks.polynomials import chebyshev_fit, coefficients, minimax, state_size, taylor
@@ -206,8 +206,11 @@ def test_polynomials_are_what_they_are_called() -> None:
 TINY = Path(__file__).parents[2] / "models" / "tiny-llama"
 
 
-def test_the_polynomial_is_fitted_to_what_each_layer_was_seen_to_do(tmp_path: Path) -> None:
+def test_the_polynomial_is_fitted_to_what_each_layer_was_seen_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And is closer to the source for it than one on the draft's range."""
+    monkeypatch.setattr(approximate_settle, "_TOKENS", 1024)
     ids = torch.tensor(AutoTokenizer.from_pretrained(TINY)(HELDOUT.read_text())["input_ids"][:256])[None]
     source = load(TINY, torch.float32)(input_ids=ids, use_cache=False).logits.log_softmax(-1)
     divergence = {}

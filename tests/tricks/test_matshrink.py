@@ -17,7 +17,7 @@ from tests.tricks.test_precompute import answers, convert_with, load, tensors
 from tricks import BadInput, convert, make_plan, parse_trick, read_checkpoint
 from tricks.checkpoint import Checkpoint, TensorInfo
 from tricks.draft import draft_plan
-from tricks.families import TABLES
+from tricks.edits import Make
 from tricks.layout import saved_shapes
 from tricks.model import build, read_config
 from tricks.pivots import pivots
@@ -164,17 +164,16 @@ def test_encoders_and_cross_attention_lose_values_and_keys(model_type: str, tmp_
 def test_the_savings_at_full_size_are_the_papers() -> None:
     """DeepSeek-V3's sizes: 4.2 million weights a layer in heads, 2.6 more in latents without norms."""
     sizes = {"num_hidden_layers": 1, "first_k_dense_replace": 1, "vocab_size": 1000, "n_routed_experts": 8}
-    for model_type, lost in (("deepseek_v3", 2 * 128 * 128**2), ("latent_deepseek", 6_815_744)):
-        config = AutoConfig.for_model(model_type, **sizes)
-        name = TABLES["AutoModelForCausalLM"][model_type][0]
-        read = {**config.to_dict(), "architectures": [name]}
-        shapes = saved_shapes(build(read_config(read, model_type), "meta", torch.bfloat16))
-        infos = {
-            name: TensorInfo(name, "m.safetensors", "BF16", tuple(s), 0, 0) for name, s in shapes.items()
-        }
-        checkpoint = Checkpoint(model_type, read, infos, ("m.safetensors",))
-        plan = draft_plan(checkpoint, [parse_trick("matshrink")])
-        assert plan.savings["multiplications_per_token_saved"] == lost
+    config = AutoConfig.for_model("latent_deepseek", **sizes).to_dict()
+    config["architectures"] = ["LatentForCausalLM"]
+    shapes = saved_shapes(build(read_config(config, "it"), "meta", torch.bfloat16))
+    file = "model.safetensors"
+    infos = {name: TensorInfo(name, file, "BF16", tuple(shape), 0, 0) for name, shape in shapes.items()}
+    plan = draft_plan(Checkpoint("it", config, infos, (file,)), [parse_trick("matshrink")])
+    assert plan.savings["multiplications_per_token_saved"] == 6_815_744
+    merges = [merge for edit in plan.edits if isinstance(edit, Make) for merge in edit.options["merges"]]
+    assert [merge["kind"] for merge in merges] == ["latents"] * 2 + ["values"] * 128 + ["keys"] * 128
+    assert sum(merge["left"][2] ** 2 for merge in merges[2:]) == 2 * 128 * 128**2
 
 
 def test_what_does_not_fit_says_why(tmp_path: Path) -> None:
