@@ -6,6 +6,7 @@ repo, in another's tree, in a third's answer to a question about the file. `file
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,9 @@ from tricks import BadInput
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
+
+
+_SHA256, _BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,21 @@ def files_in(api: HfApi, info: ModelInfo, *, details: bool = False) -> dict[str,
 
 def _listed(file: RepoFile | RepoSibling) -> Listed:
     if file.lfs is not None:
-        return Listed(file.size, sha256=file.lfs.sha256)
-    return Listed(file.size, blob=file.blob_id)
+        return known(file.size, str(file.lfs.sha256).removeprefix("sha256:"))
+    return known(file.size, file.blob_id)
+
+
+def known(size: int | None, tag: str | None) -> Listed:
+    """What a file's digest says, told by its form; an id of another form says nothing of the bytes."""
+    if tag is not None and _SHA256.fullmatch(tag):
+        return Listed(size, sha256=tag)
+    return Listed(size, blob=tag if tag is not None and _BLOB.fullmatch(tag) else None)
 
 
 def _tree(api: HfApi, info: ModelInfo) -> dict[str, Listed]:
     listing = partial(api.list_repo_tree, info.id, recursive=True, revision=info.sha)
     return {
-        file.path: Listed(
-            file.size, file.lfs.sha256 if file.lfs else None, None if file.lfs else file.blob_id
-        )
+        file.path: _listed(file)
         for file in ask(info.id, lambda: list(listing()), info.sha)
         if isinstance(file, RepoFile)
     }

@@ -20,13 +20,12 @@ from huggingface_hub import ModelInfo, get_hf_file_metadata
 
 from service.headers import INDEX, SINGLE, content_length, parse_json, read_json, read_range, url
 from service.hub import TIMEOUT_S, HubUnavailable, ask, endpoint, gated, hub, is_hub_id
-from service.listing import Listed, describe, files_in
+from service.listing import Listed, describe, files_in, known
 from service.papers import CARD
 from tricks import BadInput, companions, files_of
 
 _OTHER_WEIGHTS = re.compile(r".*\.(bin|pt|pth|pkl|ckpt|h5|msgpack|onnx|gguf)", re.IGNORECASE)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*", re.ASCII)
-_SHA256, _BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _CARD_LIMIT = 1_000_000  # bytes of a card, whose metadata stand first
 _CARD_KEYS = ("license", "license_name", "license_link", "language", "tags", "library_name", "pipeline_tag")
 
@@ -213,25 +212,23 @@ def _is_refused(call: Callable[[], object]) -> bool:
 
 def _hub_file(source: Source, name: str, listed: Listed, token: str | bool | None) -> SourceFile:
     """A file as the listing describes it; where that is not enough, the Hub is asked for the file itself."""
-    if not listed.is_told:
-        listed = _ask_for_file(source, name, token, listed)
+    # Of a file in large file storage Git's id is that of a pointer: only its SHA-256 says what it holds.
+    if not listed.is_told or (listed.sha256 is None and name.endswith(".safetensors")):
+        told = _ask_for_file(source, name, token)
+        size = told.size if listed.size is None else listed.size
+        listed = Listed(size, listed.sha256 or told.sha256, None if told.sha256 else listed.blob or told.blob)
     size = content_length(source, name, token) if listed.size is None else listed.size
-    return SourceFile(name, size, listed.sha256, listed.blob)
+    return SourceFile(name, size, listed.sha256, None if listed.sha256 else listed.blob)
 
 
-def _ask_for_file(source: Source, name: str, token: str | bool | None, known: Listed | None = None) -> Listed:
+def _ask_for_file(source: Source, name: str, token: str | bool | None) -> Listed:
     """What the headers of one file say: the Hub's ETags are the digests of what they stand for."""
     told = ask(
         source.model,
         lambda: get_hf_file_metadata(url(source, name), token=token, timeout=TIMEOUT_S, endpoint=endpoint()),
         source.commit,
     )
-    known, tag = known or Listed(), told.etag or ""
-    return Listed(
-        told.size if known.size is None else known.size,
-        known.sha256 or (tag if _SHA256.fullmatch(tag) else None),
-        known.blob or (tag if _BLOB.fullmatch(tag) else None),
-    )
+    return known(told.size, told.etag)
 
 
 def _check_access(source: Source, token: str | bool | None) -> None:

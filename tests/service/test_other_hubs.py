@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from service.publish import check_destination, publish
 from service.source import Source, resolve
 from service.watches import Kind, new_watch
 from tests.hub.manners import chatty, terse
+from tests.hub.world import Blob
 from tests.hub_models import EQUIVALENT, convert_by_copy, write_model
 from tests.hub_server import HubServer
 from tricks import BadInput
@@ -137,6 +141,51 @@ def test_bytes_are_checked_though_the_listing_says_nothing_of_them(
     other.fail(r"GET /(forge/small/resolve|cdn)/.*model\.safetensors", flip=True, times=2)
     with pytest.raises(HubUnavailable, match="arrived with other bytes"):
         fetch(source, tmp_path / "in")
+
+
+def sha1(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda blob: sha1(blob.data),
+        lambda blob: blob.sha256[:40],
+        lambda blob: blob.sha256,
+        lambda blob: str(uuid.uuid5(uuid.NAMESPACE_OID, blob.sha256)),
+        lambda blob: sha1(b"version https://git-lfs" + blob.data) if blob.lfs else sha1(blob.data),
+    ],
+    ids=["sha1", "a part of sha256", "sha256", "no digest", "that of a pointer"],
+)
+def test_a_hub_names_contents_in_its_own_way(
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    name: Callable[[Blob], str],
+) -> None:
+    """Small files' ids are of whatever form, and of large files nothing is listed but such an id."""
+    monkeypatch.setattr(Blob, "oid", property(name))
+    monkeypatch.setattr(hub, "manner", without_lfs)
+    folder = write_model(tmp_path / "tiny")
+    hub.add_model("forge/tiny", folder)
+    source = resolve("forge/tiny")
+    assert all(file.sha256 for file in source.files if file.name.endswith(".safetensors"))
+    out = fetch(source, tmp_path / "in")
+    assert all((out / file.name).read_bytes() == (folder / file.name).read_bytes() for file in source.files)
+    if "no digest" not in request.node.name:
+        hub.fail("GET .*/tokenizer.json", flip=True, times=2)
+        with pytest.raises(HubUnavailable, match="arrived with other bytes"):
+            fetch(source, tmp_path / "in2")
+
+
+def without_lfs(path: str, data: Any) -> Any:
+    if isinstance(data, list):
+        return [without_lfs(path, item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {key: without_lfs(path, value) for key, value in data.items() if key != "lfs"}
 
 
 def test_a_request_that_may_be_open_is_not_sent_again(hub: HubServer, tmp_path: Path) -> None:
