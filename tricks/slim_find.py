@@ -10,6 +10,7 @@ position: what cannot be made again is refused, with the reason.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from tricks.small import affordable, randomise, shrunk
 from tricks.subject import Subject
 from tricks.watch import is_linear
 
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _PROBE = "tricksmith_slim_probe"
 _CLOSE = 1e-9
 _LEAST_HEAD = 16
@@ -91,7 +93,9 @@ def find_attention(subject: Subject) -> list[Attention]:
         BadInput: no small model of this class could be run with a cache, or none of its modules caches.
     """
     problem = "no small model of it could be built"
-    for blueprint in shrunk(Blueprint(type(subject.model).__name__, subject.config)):
+    blueprints = shrunk(Blueprint(type(subject.model).__name__, subject.config))
+    # Those whose heads are known to be too small come last: they do where nothing turns.
+    for blueprint in sorted(blueprints, key=lambda one: _head(one.config) < _LEAST_HEAD):
         try:
             if not affordable(build(blueprint, "meta", torch.float32)):
                 continue
@@ -108,16 +112,73 @@ def find_attention(subject: Subject) -> list[Attention]:
                 f"{name} keeps no cache of keys and values, so slim attention has nothing to do there"
             )
         same_size = model.num_parameters() == subject.model.num_parameters()  # type: ignore[operator]
-        if min(one.keys.shape[-1] for one in seen.values()) < _LEAST_HEAD and not same_size:
+        turned = [one.keys.shape[-1] for one in seen.values() if one.tables is not None]
+        if min(turned, default=_LEAST_HEAD) < _LEAST_HEAD and not same_size:
             problem = "its heads are too small to see how they turn"
             continue
         found = [_understand(model, subject.model, one) for one in seen.values()]
-        kinds = {type(model.get_submodule(one.module)) for one in found}
-        all_of_them = {n for n, m in subject.model.named_modules() if type(m) in kinds}
-        if {n for n, m in model.named_modules() if type(m) in kinds} == all_of_them:
-            return _with_table_types(model, found)
+        spread = _spread(_with_table_types(model, found), model, subject.model)
+        if spread is not None:
+            return spread
         problem = "a small model of it has other layers"
     raise BadInput(f"{type(subject.model).__name__}: its attention could not be watched ({problem})")
+
+
+def _head(config: Any) -> int:
+    """Channels of a head by the configuration; `_LEAST_HEAD` where it does not say."""
+    text = config.get_text_config(decoder=True)
+    size, width = getattr(text, "head_dim", None), getattr(text, "hidden_size", None)
+    count = getattr(text, "num_attention_heads", None)
+    if not isinstance(size, int) and isinstance(width, int) and isinstance(count, int) and count:
+        size = width // count
+    return size if isinstance(size, int) else _LEAST_HEAD
+
+
+def _spread(found: list[Attention], small: nn.Module, full: nn.Module) -> list[Attention] | None:
+    """What was found in a small model, for every attention module of the full one, which has more layers.
+
+    A module is like those of the small model whose path differs in numbers alone and whose layer is of the
+    same type by the configuration. None where these differ among themselves, or there are none.
+    """
+    kinds = {type(small.get_submodule(one.module)) for one in found}
+    names = [name for name, module in full.named_modules() if type(module) in kinds]
+    if {name for name, module in small.named_modules() if type(module) in kinds} == set(names):
+        return found
+    alike: dict[tuple[str, str], set[str]] = {}
+    shown: dict[tuple[str, str], Attention] = {}
+    for one in found:
+        if _index(small, one.module) != one.index:
+            return None
+        key = (_NUMBER.sub("*", one.module), _layer_type(small, one.module))
+        alike.setdefault(key, set()).add(str(replace(one, module="", index=0)))
+        shown[key] = one
+    if any(len(group) > 1 for group in alike.values()):
+        return None
+    spread = []
+    for name in names:
+        like = shown.get((_NUMBER.sub("*", name), _layer_type(full, name)))
+        if like is None:
+            if _NUMBER.sub("*", name) in {path for path, _ in shown}:
+                return None
+            continue  # of a tower that keeps no cache
+        spread.append(replace(like, module=name, index=_index(full, name)))
+    return spread
+
+
+def _index(model: nn.Module, name: str) -> int:
+    """The place of a module in the cache."""
+    own = getattr(model.get_submodule(name), "layer_idx", None)
+    numbers = _NUMBER.findall(name)
+    return own if isinstance(own, int) else int(numbers[0]) if numbers else 0
+
+
+def _layer_type(model: Any, name: str) -> str:
+    """What the configuration calls the layer of a module; "" where it names no types."""
+    types = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
+    numbers = _NUMBER.findall(name)
+    if not isinstance(types, list) or not numbers or int(numbers[0]) >= len(types):
+        return ""
+    return str(types[int(numbers[0])])
 
 
 def _with_table_types(model: nn.Module, found: list[Attention]) -> list[Attention]:
@@ -301,7 +362,22 @@ def _understand(model: nn.Module, full: nn.Module, seen: _Seen) -> Attention:
             interface=interface,
         )
     except Refused as reason:
-        return Attention(refused.module, refused.index, refused.cross, reason=str(reason))
+        sizes = (_size(x) * _factor(module, full.get_submodule(seen.module)) for x in (seen.keys, seen.values))
+        key, value = (Slot(1, size, 0, size) for size in sizes)
+        return replace(refused, key=key, value=value, reason=str(reason))
+
+
+def _size(x: torch.Tensor) -> int:
+    """Numbers that one side caches of a token."""
+    return x.shape[1] * x.shape[-1] if x.ndim == 4 else 0
+
+
+def _factor(small: nn.Module, full: nn.Module) -> int:
+    """How many times wider a module is than that of the small model."""
+    for one, other in zip(small.parameters(), full.parameters(), strict=False):
+        if one.ndim == 2:
+            return round((other.numel() / one.numel()) ** 0.5)
+    return 1
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

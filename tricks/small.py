@@ -46,7 +46,7 @@ _VOCAB = 128
 _REACHED = 4
 """Tokens that a window or a chunk holds, so that the few tokens of a proof leave it."""
 _FEW_EXPERTS = 16
-_MOST_PARAMETERS = 60_000_000
+_MOST_PARAMETERS = 70_000_000
 
 
 def shrunk(blueprint: Blueprint) -> Iterator[Blueprint]:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.slim_models import Public
+from benchmarks.slim_models import planned as planned_at_full_size
 from tricks import Plan, convert, parse_trick, read_checkpoint
 from tricks.draft import draft_plan
 from tricks.float64 import float64_arithmetic
@@ -123,3 +125,18 @@ def test_what_does_not_fit_is_refused_with_the_reason(
     plan = planned(tmp_path, fields, trick)
     assert not plan.fits
     assert reason in plan.places[0].detail
+
+
+def test_a_model_of_published_size_is_planned_layer_by_layer() -> None:
+    """The small model that is watched has fewer layers; every layer of the real one is planned."""
+    row = planned_at_full_size(Public("Llama-2-7B", "llama", 4096, 32, 32, 4096))
+    assert row["before"] == 2 * 2 * 4096 * 32
+    assert row["after"] == 32 * (2 * 4096 + 256 + 2) + 2 * 128
+
+
+def test_layers_of_several_types_are_planned_by_their_type() -> None:
+    types = 3 * [*(3 * ["sliding_attention"]), "full_attention"]
+    fields = {"layer_types": types, "head_dim": 256, "sliding_window": 512}
+    row = planned_at_full_size(Public("like Gemma 3", "gemma3_text", 2048, 12, 8, 4096, fields=fields))
+    assert row["before"] == 2 * 2 * 2048 * 12
+    assert row["after"] < 0.54 * row["before"]
