@@ -362,14 +362,15 @@ def _understand(model: nn.Module, full: nn.Module, seen: _Seen) -> Attention:
             interface=interface,
         )
     except Refused as reason:
-        sizes = (_size(x) * _factor(module, full.get_submodule(seen.module)) for x in (seen.keys, seen.values))
-        key, value = (Slot(1, size, 0, size) for size in sizes)
-        return replace(refused, key=key, value=value, reason=str(reason))
+        factor = _factor(module, full.get_submodule(seen.module))
+        sizes = [factor * _size(x) for x in (seen.keys, seen.values)]
+        slots = [Slot(1, size, 0, size) for size in sizes]
+        return replace(refused, key=slots[0], value=slots[1], reason=str(reason))
 
 
 def _size(x: torch.Tensor) -> int:
     """Numbers that one side caches of a token."""
-    return x.shape[1] * x.shape[-1] if x.ndim == 4 else 0
+    return int(x.shape[1] * x.shape[-1]) if x.ndim == 4 else 0
 
 
 def _factor(small: nn.Module, full: nn.Module) -> int:
