@@ -10,6 +10,7 @@ position: what cannot be made again is refused, with the reason.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -377,7 +378,7 @@ def _factor(small: nn.Module, full: nn.Module) -> int:
     """How many times wider a module is than that of the small model."""
     for one, other in zip(small.parameters(), full.parameters(), strict=False):
         if one.ndim == 2:
-            return round((other.numel() / one.numel()) ** 0.5)
+            return round(math.sqrt(other.numel() / one.numel()))
     return 1
 
 
