@@ -21,7 +21,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from service.hub import HubUnavailable, ask, endpoint, hub_errors
+from service.hub import HubUnavailable, HubUnusable, ask, endpoint, hub_errors
 from service.manifest import digest
 from service.place import Place, place_at
 from tricks import BadInput
@@ -115,6 +115,8 @@ class Note:
         try:
             with hub_errors(to):
                 yield
+        except HubUnusable:
+            raise
         except HubUnavailable as error:
             if error.limited:  # it asked to wait, and did nothing
                 self._path.unlink()

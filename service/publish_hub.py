@@ -8,7 +8,7 @@ commit whose answer was lost is recognised by its manifest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from service.hub import (
     LONG_S,
     HubConflict,
     HubUnavailable,
+    HubUnusable,
     ask,
     endpoint,
     hub,
@@ -143,11 +144,19 @@ class _Publication:
                 with note.laid_down(self.to):
                     return self._commit(files, MAIN, base, pr=True)
 
-            made = ask(self.to, once)
+            made = self._told_or_found(lambda: ask(self.to, once))
         if isinstance(made, Found):
             return self._again(made)
         self._read_back(made.oid)
         return made.pr_url or self.address
+
+    def _told_or_found(self, offer: Callable[[], CommitInfo | Found]) -> CommitInfo | Found:
+        try:
+            return offer()
+        except HubUnusable:  # it took the request, and says so in words of its own
+            if (known := self._request()) is not None:
+                return known
+            raise
 
     def _request(self, note: Note | None = None) -> Found | None:
         """The request that is there already, as far as the Hub (or the note of an earlier try) says."""
@@ -171,7 +180,8 @@ class _Publication:
     # steps
 
     def _new_repo(self) -> ModelInfo:
-        with suppress(HubConflict):  # made by an answer that was lost, or by somebody else just now
+        # Made by an answer that was lost, or by somebody else just now, or made and said in other words.
+        with suppress(HubConflict, HubUnusable):
             ask(self.to, lambda: self.api.create_repo(self.to, private=True))
         info = look_at(self.api, self.to, pr=False).info
         if info is None:
@@ -209,7 +219,7 @@ class _Publication:
 
             try:
                 return ask(self.to, once)
-            except HubConflict:
+            except (HubConflict, HubUnusable):
                 if (made := self._landed(branch)) is not None:
                     return made
                 raise

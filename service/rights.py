@@ -37,7 +37,9 @@ def check_rights(to: str, token: str | None, pr: bool) -> None:
 def namespaces(token: str | None) -> tuple[str, list[str]]:
     """The user's own namespace, and all that the user may write to."""
     me = ask("your account", hub(token).whoami)
-    return str(me["name"]), sorted(writable(me))
+    if not isinstance(me.get("name"), str):
+        raise BadInput("the Hub does not say whose token this is; name the destination with --to")
+    return me["name"], sorted(writable(me))
 
 
 def writable(me: dict[str, Any]) -> set[str]:

@@ -201,6 +201,36 @@ def test_a_request_that_may_be_open_is_not_sent_again(hub: HubServer, tmp_path: 
     assert len(hub.repo("other/tiny").prs) == 1
 
 
+def taciturn(path: str, data: Any) -> Any:
+    """Answers that say that it was done, and nothing else."""
+    done = path == "/api/repos/create" or "/commit/" in path
+    return {"success": True} if done else data
+
+
+@pytest.mark.parametrize("pr", [False, True])
+def test_what_was_done_is_seen_though_the_answer_does_not_say_so(
+    hub: HubServer, tmp_path: Path, pr: bool
+) -> None:
+    hub.manner = taciturn
+    hub.add_model("other/tiny", {"README.md": b"theirs"})
+    source = resolve(str(write_model(tmp_path / "tiny")))
+    convert_by_copy(source, tmp_path / "work")
+    to = "other/tiny" if pr else "smith/tiny"
+    address = publish(tmp_path / "work", to, evidence=EQUIVALENT, source=source, pr=pr)
+    assert address == f"{hub.endpoint}/{to}" + ("/discussions/1" if pr else "")
+    assert files(hub, to, "refs/pr/1" if pr else "main") == contents(tmp_path / "work")
+    assert len(hub.repo(to).commits) == 2
+    assert not hub.repo(to).private
+
+
+def test_a_hub_that_does_not_say_who_asks(hub: HubServer, running: Service, small_llama: Path) -> None:
+    hub.add_model("forge/small", small_llama)
+    hub.manner = lambda path, data: {} if "whoami" in path else data
+    with pytest.raises(BadInput, match="does not say whose token this is; name the destination"):
+        running.submit("forge/small", ["flashnorm"])
+    assert running.submit("forge/small", ["flashnorm"], "smith/made").to == "smith/made"
+
+
 @pytest.mark.parametrize("status", [429, 403])
 def test_a_request_that_was_surely_refused_is_sent_again(hub: HubServer, tmp_path: Path, status: int) -> None:
     hub.discussions = hub.pull_heads = False
