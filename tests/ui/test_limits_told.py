@@ -14,7 +14,7 @@ from ui.pages.limits import told
 def test_limits_in_words() -> None:
     assert told(Limits()) == ""
     said = told(Limits(user_waiting=2, user_bytes=10**10, model_bytes=2 * 10**9, user_jobs=5))
-    assert "models up to 2 GB; 5 jobs a day; 10 GB of models a day; 2 jobs waiting at a time" in said
+    assert "models up to 2.0 GB; 5 jobs a day; 10.0 GB of models a day; 2 jobs waiting at a time" in said
 
 
 def test_a_model_that_is_too_large_here_is_told_before_it_is_submitted(model: Path, tmp_path: Path) -> None:

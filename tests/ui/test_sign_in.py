@@ -106,6 +106,28 @@ def test_sign_in_convert_and_nobody_else_sees_it(
             expect(stranger.locator("body")).not_to_contain_text("ann/mine")
 
 
+PAGES = ("", "jobs", "compare", "gallery", "watches", "programs", "job?id=ab12")
+
+
+def test_every_page_is_of_use_to_somebody_who_is_not_signed_in(
+    context: BrowserContext, url: str, hub_of_space: HubServer
+) -> None:
+    page = context.new_page()
+    failed: list[str] = []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.on("response", lambda said: failed.append(said.url) if said.status >= 500 else None)
+    for path in PAGES:
+        page.goto(f"{url}/{path}")
+        expect(page.get_by_role("heading", name="Tricksmith", exact=True)).to_be_visible(timeout=SLOW_MS)
+        page.wait_for_timeout(700)  # for what is asked for once the page is there
+        expect(page.locator(".toast-wrap .error")).to_have_count(0)
+        shown = page.locator("body").inner_text()
+        assert "Traceback" not in shown
+        assert "HF_TOKEN" not in shown, "advice that a visitor cannot follow"
+    assert not failed
+    assert not [r for r in hub_of_space.requests if r.user == "smith"], "nobody asks as this machine's owner"
+
+
 def test_a_sign_in_that_ends_midway_or_may_do_too_much(
     context: BrowserContext, url: str, hub_of_space: HubServer
 ) -> None:

@@ -5,6 +5,7 @@ Each answers plain JSON, asks as the visitor whose session comes along, and refu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from gradio.events import api
 
 from service.api import Service
 from tricks import TricksmithError
+from ui.pages import parts
 from ui.pages.escape import esc
 from ui.pages.guard import check_folders
 from ui.pages.visitor import Visitor, visitor
@@ -23,7 +25,7 @@ Gpu = Callable[[], str]
 
 _EXAMPLE = """from gradio_client import Client
 
-client = Client("http://127.0.0.1:7860")
+client = Client("WHERE")
 client.predict("HuggingFaceTB/SmolLM2-135M", ["flashnorm"], api_name="/plan")
 to = "you/SmolLM2-135M-FlashNorm"
 job = client.predict("HuggingFaceTB/SmolLM2-135M", ["flashnorm"], to, False, False, api_name="/submit")
@@ -127,6 +129,8 @@ def build(service: Service, *, folders: bool, gpu: Gpu | None = None) -> None:
         said = " ".join((function.__doc__ or "").split())
         names = [name for name in function.__annotations__ if name not in ("request", "return")]
         listed.append(f"- **`/{function.__name__}`** (`{', '.join(names)}`): {said}")
+    gr.HTML(parts.brand())
     gr.Markdown("\n".join(["## For programs", *listed]), elem_id="api")
     # Not gr.Code: its colours are too pale to read.
-    gr.HTML(f'<pre class="ts-code" tabindex="0" aria-label="From Python">{esc(_EXAMPLE)}</pre>')
+    example = _EXAMPLE.replace("WHERE", os.environ.get("SPACE_ID") or "http://127.0.0.1:7860")
+    gr.HTML(f'<pre class="ts-code" tabindex="0" aria-label="From Python">{esc(example)}</pre>')
