@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-service space-check bench-detect bench-slim table-slim chaos fuzz up screenshots format pins clean
+.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-gpu bench-service space-check bench-detect bench-slim table-slim chaos fuzz up screenshots format pins clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ bench-slim: $(READY) ## Measure slim attention: its cache's bytes against what i
 
 table-slim: $(READY) ## Compute what slim attention would save on public models, from their configs
 	@$(BIN)/python -m benchmarks.slim_models $(ARGS)
+
+bench-gpu: $(READY) ## Measure the kernels and whole models on this machine's CUDA card (about ten minutes)
+	@$(BIN)/python -m benchmarks.gpu.run $(ARGS) && $(BIN)/python -m benchmarks.gpu.report
 
 screenshots: $(READY) browser ## Take the screenshots of the README anew
 	@$(BIN)/python -m ui.screenshots $(ARGS)

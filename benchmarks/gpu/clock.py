@@ -26,8 +26,8 @@ def card() -> dict[str, Any]:
     }
 
 
-def captured(call: Callable[[], Any], times: int = 1, warm: int = 3) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of `times` calls."""
+def captured(call: Callable[[], Any], warm: int = 3) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of one call."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -37,30 +37,31 @@ def captured(call: Callable[[], Any], times: int = 1, warm: int = 3) -> torch.cu
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(times):
-            call()
+        call()
     return graph
 
 
-def milliseconds(call: Callable[[], Any], repeats: int = 20, times: int = 1) -> float:
-    """Median milliseconds of one call inside a CUDA graph.
+def milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
+    """Median milliseconds of one call inside a CUDA graph."""
+    return side_by_side([call], repeats)[0]
 
-    Args:
-        times: calls in one graph; short calls need many, that the replay itself does not count.
-    """
-    graph = captured(call, times)
-    for _ in range(5):
-        graph.replay()
-    spans = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        spans.append(start.elapsed_time(end) / times)
-    graph.reset()
-    return sorted(spans)[len(spans) // 2]
+
+def side_by_side(calls: list[Callable[[], Any]], repeats: int = 20) -> list[float]:
+    """Median milliseconds of each call, replayed in turns so that a card that warms up favours none."""
+    graphs = [captured(call) for call in calls]
+    spans: list[list[float]] = [[] for _ in calls]
+    for turn in range(repeats + 5):
+        for graph, taken in zip(graphs, spans, strict=True):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            if turn >= 5:
+                taken.append(start.elapsed_time(end))
+    for graph in graphs:
+        graph.reset()
+    return [sorted(taken)[len(taken) // 2] for taken in spans]
 
 
 def copy_bandwidth() -> float:

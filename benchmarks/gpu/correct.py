@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.clock import distance
-from tricks.shipped.slim_kernel import Shape, available, decode, plain
+from tricks.shipped.modeling_slim import from_bytes, to_bytes
+from tricks.shipped.slim_kernel import Shape, available, decode, mix, plain
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Case:
     page: int = 0
     large: bool = False
     turned: bool = False
+    codes: bool = False
 
 
 _HALF = torch.float16
@@ -42,6 +44,11 @@ CASES = [
     Case(32, 128, 256, 3, 3000, large=True),
     Case(32, 128, 256, 3, 3000, dtype=_HALF),
     Case(32, 128, 256, 40, 1100),
+    Case(32, 128, 256, 3, 3000, codes=True),
+    Case(32, 128, 240, 3, 3000, codes=True, dtype=_HALF),
+    Case(32, 96, 192, 4, 2000, codes=True),
+    Case(40, 128, 320, 3, 2000, codes=True),
+    Case(12, 64, 48, 5, 1504, codes=True, rotary=False, page=16),
     Case(32, 96, 192, 4, 2000),
     Case(32, 96, 192, 4, 2000, dtype=_HALF, turned=True),
     Case(32, 64, 128, 4, 2000),
@@ -92,10 +99,13 @@ def check(case: Case) -> dict[str, Any]:
     if case.turned:
         angle = torch.rand(batch, case.size // 2, device=device) * 6
         given["turn"] = torch.cat([angle.cos(), angle.sin()], -1)
+    if case.codes:
+        c = to_bytes(c)
     for x in (k, c):
         for row in range(batch if x is not None else 0):
-            x[row, lengths[row] :] = torch.nan
-    finite = [None if x is None else torch.nan_to_num(x.double()) for x in (k, c)]
+            x[row, lengths[row] :] = -1 if x.dtype == torch.int8 else torch.nan  # -1: the scale is NaN
+    values = c if c is None or not case.codes else from_bytes(c, case.dtype)
+    finite = [None if x is None else torch.nan_to_num(x.double()) for x in (k, values)]
     turns = freq if case.rotary else None
     reference = plain(q.double(), *finite, lengths, turns, **given)
     if case.page:
@@ -106,7 +116,8 @@ def check(case: Case) -> dict[str, Any]:
     return {
         **{name: str(value) if name == "dtype" else value for name, value in asdict(case).items()},
         "kernel": available(
-            Shape(case.heads, case.size, case.residual, case.dtype, case.rotary), torch.device("cuda", 0)
+            Shape(case.heads, case.size, case.residual, case.dtype, case.rotary),
+            torch.device("cuda", 0),
         ),
         "error": error,
         "rounding": noise,
@@ -128,6 +139,22 @@ def paged(
         return pages
 
     return spread(k), None if c is None else spread(c), order.view(batch, -1).int()
+
+
+def mixed(heads: int = 32, size: int = 128, rank: int = 256, batch: int = 5) -> dict[str, Any]:
+    """The heads' own matrices, stored as 16-bit integers, against float64."""
+    wide, dtype = heads * size, torch.bfloat16
+    shape = Shape(heads, size, rank, dtype, True)
+    sums = torch.randn(batch, heads, wide + rank, device="cuda")
+    whole = torch.randint(-32768, 32768, (wide, wide), device="cuda", dtype=torch.int16)
+    rows, columns = (torch.rand(wide, device="cuda") / 1e4 for _ in range(2))
+    rest = torch.randn(2, wide, rank, device="cuda", dtype=dtype) / 1e4
+    out = mix(sums, whole, rows, columns, rest, shape)
+    assert out is not None
+    matrix = torch.cat([whole.double() * rows.double()[:, None] * columns.double(), rest.double().sum(0)], 1)
+    exact = torch.einsum("bhe,hve->bhv", sums.double(), matrix.view(heads, size, -1)).flatten(1)
+    error = distance(out, exact)
+    return {"error": error, "ok": error < 1e-5}
 
 
 def bad_numbers() -> dict[str, bool]:
@@ -154,4 +181,7 @@ def run() -> dict[str, Any]:
         print("ok " if row["ok"] else "BAD", shown, flush=True)
     bad = bad_numbers()
     print("bad numbers stay in their row:", bad, flush=True)
-    return {"cases": cases, "bad_numbers": bad, "ok": all(r["ok"] for r in cases) and all(bad.values())}
+    product = mixed()
+    print("product with [A; B]:", product, flush=True)
+    fine = all(row["ok"] for row in cases) and all(bad.values()) and product["ok"]
+    return {"cases": cases, "bad_numbers": bad, "product": product, "ok": fine}

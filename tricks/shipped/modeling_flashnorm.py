@@ -18,6 +18,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from .flash_kernel import MOST_TOKENS, norm_linear
+
 
 class Flash(nn.Module):
     """(offset + gain) · x/√(mean(x²) + ε) + bias along the last axis; of x − mean(x) where `centres`.
@@ -61,14 +63,23 @@ class Deferred(Flash):
     """A norm that only measures: x (times its gain, if it kept one) goes on unscaled.
 
     The linear layers that read it apply s after their product (proposition 2), so that neither waits for the
-    other; `mean_square` [..., 1] is 1/s² of the last call, in float32.
+    other; `mean_square` [..., 1] is 1/s² of the last call, in float32, computed when somebody asks.
     """
 
-    mean_square: torch.Tensor
+    last: torch.Tensor
+    square: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.mean_square = x.float().square().mean(-1, keepdim=True) + self.eps
+        self.last, self.square = x, None
+        if x.numel() > MOST_TOKENS * x.shape[-1]:  # no kernel measures it anew, and x should not be kept
+            self.last = self.mean_square
         return x if self.gain is None else self.affine(x, x.dtype)
+
+    @property
+    def mean_square(self) -> torch.Tensor:
+        if self.square is None:
+            self.square = self.last.float().square().mean(-1, keepdim=True) + self.eps
+        return self.square
 
 
 class Corrected(Flash):
@@ -104,7 +115,12 @@ class _After:
 
     def scaled(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """(x·weight)·s + bias in x's dtype; weight [out, in]."""
-        scale = torch.rsqrt(self.before[0].mean_square).to(x.device)
+        norm = self.before[0]
+        if self.columns is None and norm.gain is None and norm.bias_name is None:
+            fused = norm_linear(x, weight, bias, norm.eps)
+            if fused is not None:
+                return fused
+        scale = torch.rsqrt(norm.mean_square).to(x.device)
         if self.columns is None or x.dtype is torch.float16:
             y = product(x, weight).to(scale.dtype) * scale
             return (y if bias is None else y + bias.to(y.dtype)).to(x.dtype)

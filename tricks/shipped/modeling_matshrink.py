@@ -69,14 +69,23 @@ class Shrunk(nn.Module):
 
     def _blocks(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(rest, index, the other channels) of each group."""
-        found = []
-        for number in range(self._groups):
-            index = getattr(self, f"index_{number}").long()
-            free = torch.ones(len(index), self.in_features, dtype=torch.bool, device=index.device)
-            free.scatter_(1, index, False)
-            others = free.nonzero()[:, 1].view(len(index), -1)
-            found.append((getattr(self, f"shrunk_{number}"), index, others))
-        return found
+        rests = [getattr(self, f"shrunk_{number}") for number in range(self._groups)]
+        return [(rest, *channels) for rest, channels in zip(rests, self._channels(), strict=True)]
+
+    def _channels(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(index, the other channels) of each group; made anew only when the stored ones change."""
+        stored = [getattr(self, f"index_{number}") for number in range(self._groups)]
+        key = [(index.data_ptr(), index._version) for index in stored]
+        kept = self.__dict__.get("_kept")
+        if kept is None or kept[0] != key:
+            found = []
+            for index in stored:
+                free = torch.ones(len(index), self.in_features, dtype=torch.bool, device=index.device)
+                free.scatter_(1, index.long(), False)
+                found.append((index.long(), free.nonzero()[:, 1].view(len(index), -1)))
+            kept = self.__dict__["_kept"] = key, found
+        channels: list[tuple[torch.Tensor, torch.Tensor]] = kept[1]
+        return channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() > FEW * self.in_features:
@@ -87,5 +96,8 @@ class Shrunk(nn.Module):
             parts.append(block.flatten(-2))
         y = torch.cat(parts, -1)
         if self._order is not None:
-            y = y[..., self._order]
+            place = self.__dict__.get("_place")
+            if place is None or place.device != y.device:
+                place = self.__dict__["_place"] = torch.tensor(self._order, device=y.device)
+            y = y[..., place]
         return y if self.bias is None else y + self.bias

@@ -180,7 +180,17 @@ class Derived(nn.Module):
     def residual(self, x, primary):
         """C of the inputs [B, n, d] and what is cached of them [B, n, e]: [B, n, r], float32 at least."""
         both = at_least_float32(torch.cat([x, primary], -1))
-        return functional.linear(both, self.residual_in.to(both.dtype).sum(0))
+        return functional.linear(both, self.wide_in(both.dtype))
+
+    def wide_in(self, dtype):
+        """The sum of the parts of `residual_in` [r, d + e]; on a CUDA card it is made once and kept."""
+        kept = self.__dict__.get("kept_in")
+        given = self.residual_in
+        if kept is None or kept[0] != (given.data_ptr(), given._version, dtype):
+            kept = (given.data_ptr(), given._version, dtype), given.to(dtype).sum(0)
+            if given.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                self.__dict__["kept_in"] = kept
+        return kept[1]
 
     def out(self):
         """Bᵀ [e_out, r], float32 at least."""
@@ -401,17 +411,18 @@ def attention(module, query, key, value, attention_mask, **kwargs):
         keys, query = at_least_float32(memo.keys(layer)), at_least_float32(query)
         return memo.eager(module, query, keys, keys[..., :0], additive(attention_mask, query), **kwargs)[1]
 
-    primary, residual = memo.tokens(layer)
     slim = memo.linear("value").slim
     groups = memo.spec["groups"]
-    mixes = (
-        side.repeat_interleave(groups, 0) if groups > 1 else side for side in slim.mixes(memo.spec["heads"])
-    )
-    sums = memo.step.rows(memo, layer, query, attention_mask, primary, residual, kwargs)
-    if sums is None:
-        output = decode_step(query, scores, primary, residual, *mixes)
+    sums = memo.step.rows(memo, layer, query, attention_mask, kwargs)
+    if sums is not None:
+        output = memo.step.output(sums, slim, query)
     else:
-        output = torch.einsum("bhe,hev->bhv", sums, torch.cat([*mixes], 1))[:, None].to(query.dtype)
+        primary, residual = memo.tokens(layer)
+        mixes = (
+            side.repeat_interleave(groups, 0) if groups > 1 else side
+            for side in slim.mixes(memo.spec["heads"])
+        )
+        output = decode_step(query, scores, primary, residual, *mixes)
     bias = memo.linear("value").bias
     if bias is not None:
         bias = memo.slot(bias, memo.spec["value"]).unflatten(0, (memo.spec["heads"], -1))

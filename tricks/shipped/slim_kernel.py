@@ -19,6 +19,7 @@ import functools
 import logging
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 _TILE = 16
 _WARPS = 16
 _SHARED = 227 * 1024
+_MIXED = 32  # rows of a batch up to which a matrix is better read as it is stored, again for every four
 _SUMS = 80  # accumulators per thread; more of them spill
 _LOG2E = math.log2(math.e)
 
@@ -72,6 +74,21 @@ class _Cache(ctypes.Structure):
     ]
 
 
+class _Kernels(NamedTuple):
+    step: Kernel
+    combine: Kernel
+    open: Kernel
+    mix: Kernel
+    clusters: int  # of `step`, that run at once
+
+
+class _Mix(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("sums", "whole", "rows", "columns", "rest", "out")),
+        *((name, ctypes.c_int) for name in ("batch", "values")),
+    ]
+
+
 def decode(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -92,7 +109,8 @@ def decode(
     Args:
         q: [B, h, dk] of the newest token; float16 or bfloat16 for the kernel.
         k: [B, slots, d], or [pages, slots per page, d] where there is a `table`; the last axis contiguous.
-        c: [B, slots, r] likewise, or None.
+        c: [B, slots, r] likewise, or None; or in 8 bits, int8 [B, slots, r + 2]: the last two bytes are a
+            bfloat16 scale.
         lengths: [B] int32, slots in use; the query's own token is in the last of them.
         freq: [dk/2] float32, radians per position; pairs are (i, i + dk/2). None: no rotary embedding.
         scale: of the scores.
@@ -104,7 +122,9 @@ def decode(
         window: read the newest `window` slots only, 0 for all.
         table: [B, pages] int32, which page holds which slots.
     """
-    shape = Shape(q.shape[1], q.shape[2], 0 if c is None else c.shape[2], q.dtype, freq is not None)
+    codes = c is not None and c.dtype == torch.int8
+    rank = 0 if c is None else c.shape[2] - 2 * codes
+    shape = Shape(q.shape[1], q.shape[2], rank, q.dtype, freq is not None)
     kernels = _kernels(shape, q.device)
     if kernels is None:
         return plain(
@@ -121,10 +141,16 @@ def decode(
             window=window,
             table=table,
         )
-    step, combine, clusters = kernels
+    step, combine = kernels.step, kernels.combine
+    if c is not None and codes:
+        opened = c.new_empty(*c.shape[:2], rank, dtype=q.dtype)
+        strides = (ctypes.c_longlong(c.stride(0)), ctypes.c_longlong(c.stride(1)))
+        grid = (-(-c.shape[1] * (rank // 8) // 256), 1, c.shape[0])
+        kernels.open.launch(grid, c, opened, *strides, ctypes.c_int(c.shape[1]))
+        c = opened
     batch, width = q.shape[0], shape.heads * shape.size + shape.residual
     slots = k.shape[1] * (1 if table is None else table.shape[1])
-    splits = _splits(batch, min(slots, window or slots), clusters)
+    splits = _splits(batch, min(slots, window or slots), kernels.clusters)
     out = q.new_empty(batch, shape.heads, width, dtype=torch.float32)
     part = norm = None
     if splits > 1:
@@ -173,6 +199,9 @@ def plain(
     table: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`decode` in torch, in float32 (float64 for float64), on any device."""
+    if c is not None and c.dtype == torch.int8:
+        scales = c[..., -2:].contiguous().view(torch.bfloat16)
+        c = (c[..., :-2].float() * scales.float()).to(k.dtype)
     if table is not None:
         k = k[table.long()].flatten(1, 2)
         c = None if c is None else c[table.long()].flatten(1, 2)
@@ -199,6 +228,31 @@ def plain(
     weights = torch.softmax(scores.masked_fill(~seen[:, None], -math.inf), dim=-1)
     rows = k.to(wide) if c is None else torch.cat([k, c], dim=-1).to(wide)
     return weights @ rows.masked_fill(~seen[..., None], 0)
+
+
+def mix(
+    sums: torch.Tensor,
+    whole: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    rest: torch.Tensor | None,
+    shape: Shape,
+) -> torch.Tensor | None:
+    """Every head's sums times its own matrix [A; B]: [B, h·dv] in float32; None where torch does it better.
+
+    Args:
+        sums: [B, h, d + r] float32, what `decode` gives.
+        whole: int16 [h·dv, d], Aᵀ divided by its scales `rows` [h·dv] and `columns` [d].
+        rest: [2, h·dv, r] in the shape's dtype, Bᵀ in two parts.
+    """
+    kernels = _kernels(shape, sums.device)
+    batch, values = sums.shape[0], whole.shape[0] // shape.heads
+    if kernels is None or batch > _MIXED or values % 2:
+        return None
+    out = sums.new_empty(batch, whole.shape[0])
+    job = _Mix(*map(_address, (sums, whole, rows, columns, rest, out)), batch, values)
+    kernels.mix.launch((-(-values // 16), shape.heads, -(-batch // 4)), job)
+    return out
 
 
 def turned_dot(
@@ -234,9 +288,9 @@ def layout(shape: Shape) -> Layout:
         share = -(-shape.residual // (8 * cluster)) * 8
         columns = (heads * shape.size + share) // 8
         sums = rows // 16 * 4 * -(-columns // _WARPS)
-        scores = 2 * (_WARPS // heads) * heads * _TILE * 4
+        scores = 4 * (_WARPS // heads) * heads * _TILE * 4
         small = (
-            4 * rows * 48 + 2 * heads * shape.size + 32 * shape.size + scores + rows * 4 + 8 * (2 * 12 + 10)
+            4 * rows * 48 + 2 * heads * shape.size + 64 * shape.size + scores + rows * 4 + 8 * (2 * 12 + 12)
         )
         stages = min(12, (_SHARED - small) // (_TILE * (columns | 1) * 16))
         if sums <= _SUMS and stages >= 4:
@@ -250,7 +304,7 @@ def available(shape: Shape, device: torch.device) -> bool:
 
 
 @functools.cache
-def _kernels(shape: Shape, device: torch.device) -> tuple[Kernel, Kernel, int] | None:
+def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
     """The compiled kernels and how many clusters run at once; None (said once) where there are none."""
     try:
         if device.type != "cuda" or torch.version.hip:
@@ -264,10 +318,13 @@ def _kernels(shape: Shape, device: torch.device) -> tuple[Kernel, Kernel, int] |
                 {
                     "slim_decode": (32 * (_WARPS + 8), placed.shared, placed.cluster),
                     "slim_combine": (256, 0, 1),
+                    "slim_open": (256, 0, 1),
+                    "slim_mix": (256, 16 * (shape.heads * shape.size + shape.residual), 1),
                 },
             )
             step = built["slim_decode"]
-            return step, built["slim_combine"], max(1, step.clusters())
+            combine, opener, mixer = (built[f"slim_{name}"] for name in ("combine", "open", "mix"))
+            return _Kernels(step, combine, opener, mixer, max(1, step.clusters()))
     except NoKernel as why:
         _say(str(why))
         return None

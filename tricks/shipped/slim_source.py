@@ -6,10 +6,10 @@ row once from device memory into shared memory, where two passes use it: the sco
 (their keys are exactly its key columns), and the sums of ALL heads over its columns. In between, each block
 sends its heads' weights to the others through distributed shared memory: 1 KB per 16 tokens.
 
-Instead of absolute angles, the query is turned to the middle of each tile of 16 tokens, in float32, and the
-keys of a tile by the few constant angles around it, in the cache's dtype: as exact as stock code, which
+Instead of absolute angles, the query is turned to the middle of every 32 tokens, in float32, and the keys of
+those by the few constant angles around it, in the cache's dtype: as exact as stock code, which
 rounds the turned key too. Both products are mma.sync on the tensor cores. 16 warps compute (scores of tile
-i + 1, then sums of tile i, which hides the exchange), 4 weigh (softmax), 4 copy; STAGES tiles are in flight.
+i + 2, then sums of tile i, which hides the exchange), 4 weigh (softmax), 4 copy; STAGES tiles are in flight.
 """
 
 SOURCE = r"""
@@ -18,6 +18,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 constexpr int T = 16, WARPS = 16, THREADS = 32 * (WARPS + 8), RESEED = 32, RING = 4;
+constexpr int LAG = 2, SCORES = 4;  // sums of tile i follow scores of tile i + LAG; LAG < SCORES
 constexpr int HPC = HEADS / CL;                         // heads whose scores this block computes
 constexpr int HPAD = (HEADS + 15) / 16 * 16, MT = HPAD / 16;
 constexpr int KC = HPC * DK, COLS = KC + RC;            // columns of this block: keys, residual
@@ -33,12 +34,12 @@ constexpr int OWN = (HPC + 7) / 8;                      // heads per half warp i
 constexpr int AT_P = STAGES * T * ROWB;
 constexpr int AT_Q = AT_P + RING * HPAD * PST;
 constexpr int AT_TURNS = AT_Q + KC * 2;
-constexpr int AT_S = AT_TURNS + DK / 16 * 512;
-constexpr int AT_SUM = AT_S + 2 * WPH * HPC * T * 4;
+constexpr int AT_S = AT_TURNS + 2 * (DK / 16 * 512);
+constexpr int AT_SUM = AT_S + SCORES * WPH * HPC * T * 4;
 constexpr int FULL = AT_SUM + HPAD * 4;                 // a tile has come
 constexpr int DONE = FULL + STAGES * 8;                 // its sums are done in this block
 constexpr int SCORED = DONE + STAGES * 8;               // its scores are written
-constexpr int SENT = SCORED + 2 * 8;                    // its weights have come from every block
+constexpr int SENT = SCORED + SCORES * 8;                   // its weights have come from every block
 constexpr int FREE = SENT + RING * 8;                   // every block is done with its weights
 
 #define NEG_INF __int_as_float(0xff800000)
@@ -106,7 +107,7 @@ __device__ __forceinline__ void load2_turned(u32* x, u32 at) {
 // (x, y) of two pairs, turned by the angles whose cosines and sines are given.
 __device__ __forceinline__ void turn(u32& x, u32& y, u32 c, u32 s) {
   u32 ys, xs, z;
-  asm("mul.rn." X2 " %0, %1, %2;" : "=r"(ys) : "r"(y), "r"(s ^ 0x80008000u));
+  asm("{.reg .b32 n; neg." X2 " n, %2; mul.rn." X2 " %0, %1, n;}" : "=r"(ys) : "r"(y), "r"(s));
   asm("mul.rn." X2 " %0, %1, %2;" : "=r"(xs) : "r"(x), "r"(s));
   asm("fma.rn." X2 " %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(c), "r"(ys));
   asm("fma.rn." X2 " %0, %1, %2, %3;" : "=r"(y) : "r"(y), "r"(c), "r"(xs));
@@ -132,7 +133,7 @@ __device__ __forceinline__ void wait_full(u32 bar, u32 parity) {
       "@!p bra again;}" :: "r"(bar), "r"(parity) : "memory");
 }
 __device__ __forceinline__ void copy16(u32 to, const u16* from) {
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void arrive_after_copies(u32 bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(bar) : "memory");
@@ -218,7 +219,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       barrier_init(base + FULL + 8 * i, 128);
       barrier_init(base + DONE + 8 * i, WARPS);
     }
-    for (int i = 0; i < 2; i++) barrier_init(base + SCORED + 8 * i, HPC * WPH);
+    for (int i = 0; i < SCORES; i++) barrier_init(base + SCORED + 8 * i, HPC * WPH);
     for (int i = 0; i < RING; i++) {
       barrier_init(base + SENT + 8 * i, 1);
       barrier_init(base + FREE + 8 * i, CL);
@@ -228,9 +229,10 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   for (int i = threadIdx.x; i < RING * HPAD * PST / 4; i += THREADS)
     ((u32*)(memory + AT_P))[i] = i % (PST / 4) == T / 2 ? 0x3f800000u : 0;  // no weight, factor 1
 #if ROPE
-  // The turns of a tile's tokens, seen from its middle, as the lanes of an mma hold them.
-  for (int i = threadIdx.x; i < DK / 16 * 64; i += THREADS) {
-    const int l = i / 2 % 32, h = i % 2, f = i / 64 * 8 + l % 4 * 2, t = l / 4 + 8 * h - T / 2;
+  // The turns of two tiles' tokens, seen from their middle, as the lanes of an mma hold them.
+  for (int i = threadIdx.x; i < 2 * (DK / 16 * 64); i += THREADS) {
+    const int second = i / (DK / 16 * 64), unit = i / 64 % (DK / 16);
+    const int l = i / 2 % 32, h = i % 2, f = unit * 8 + l % 4 * 2, t = l / 4 + 8 * h + (second ? 0 : -T);
     float c0, s0, c1, s1;
     angle(job.freq[f], t, c0, s0);
     angle(job.freq[f + 1], t, c1, s1);
@@ -243,10 +245,10 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   cluster_sync();
 
   if (warp < WARPS) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 96;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
     const int head = warp / WPH, unit = warp % WPH * UNITS;
 
-    // The query, turned to the middle of a tile: this lane's pairs, and the turn to the next tile.
+    // The query, turned to the middle of two tiles: this lane's pairs, and the turn to the next two.
     float qx[PAIRS], qy[PAIRS], qc[PAIRS], qs[PAIRS];
     auto place_query = [&](int tile) {
 #pragma unroll
@@ -264,14 +266,14 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
               qx[n] = x * turn[0] + qy[n] * turn[DK / 2];
               qy[n] = qy[n] * turn[0] - x * turn[DK / 2];
             }
-            angle(job.freq[f], length - 1 - (begin + tile * T + T / 2), qc[n], qs[n]);
+            angle(job.freq[f], length - 1 - (begin + tile * T + T), qc[n], qs[n]);
 #endif
           }
 #if ROPE
           const float x = qx[n];
           qx[n] = x * qc[n] - qy[n] * qs[n];
           qy[n] = qy[n] * qc[n] + x * qs[n];
-          if (tile % RESEED == 0) angle(job.freq[f], -T, qc[n], qs[n]);
+          if (tile % RESEED == 0) angle(job.freq[f], -2 * T, qc[n], qs[n]);
 #endif
           u16* to = (u16*)(memory + AT_Q) + head * DK + f;
           to[0] = (u16)pack(qx[n], 0.f);
@@ -292,20 +294,22 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         load4(k, keys + u * 16);
         load2(q, q_at + u * 16);
 #if ROPE
-        const uint4 turns = *(uint4*)(memory + AT_TURNS + (unit + u) * 512 + lane * 16);
+        const int place = tile % 2 * (DK / 16) + unit + u;
+        const uint4 turns = *(uint4*)(memory + AT_TURNS + place * 512 + lane * 16);
         turn(k[0], k[2], turns.x, turns.y);
         turn(k[1], k[3], turns.z, turns.w);
 #endif
         mma(dot[u % 2], k, q[0], q[1]);
       }
       if (lane % 4 == 0) {
-        float* out = (float*)(memory + AT_S) + ((tile % 2 * WPH + warp % WPH) * HPC + head) * T + lane / 4;
+        const int place = (tile % SCORES * WPH + warp % WPH) * HPC + head;
+        float* out = (float*)(memory + AT_S) + place * T + lane / 4;
         out[0] = dot[0][0] + dot[1][0];
         out[8] = dot[0][2] + dot[1][2];
       }
       __syncwarp();
-      if (lane == 0) arrive(base + SCORED + tile % 2 * 8);
-      if (tile + 1 < tiles) place_query(tile + 1);
+      if (lane == 0) arrive(base + SCORED + tile % SCORES * 8);
+      if (tile % 2 && tile + 1 < tiles) place_query(tile + 1);
     };
 
     // Sums: this warp's columns. The last warps may repeat columns of their neighbours.
@@ -314,12 +318,13 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
     const u32 b_at = base + lane % 16 * ROWB + (n0 + lane / 16) * 16;
     const u32 a_at = base + AT_P + lane % 16 * PST + lane / 16 * 16;
 
-    int stage = 0, parity = 0, old = 0;  // of tile i + 1; of tile i
+    int stage = 0, parity = 0, old = 0;  // of tile i + LAG; of tile i
     if (head < HPC) place_query(0);
-    for (int i = -1; i < tiles; i++) {
-      if (i + 1 < tiles) {
+    for (int i = -LAG; i < tiles; i++) {
+      if (i + LAG < tiles) {
         wait_full(base + FULL + stage * 8, parity);
-        if (head < HPC) score(i + 1, stage);
+        if (head < HPC) score(i + LAG, stage);
+        if (++stage == STAGES) stage = 0, parity ^= 1;
       }
       if (i >= 0) {
         wait_full(base + SENT + i % RING * 8, i / RING & 1);
@@ -357,9 +362,8 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         }
         __syncwarp();
         if (lane == 0) arrive(base + DONE + old * 8);
+        if (++old == STAGES) old = 0;
       }
-      old = stage;
-      if (++stage == STAGES) stage = 0, parity ^= 1;
     }
     cluster_sync();
 #pragma unroll
@@ -382,7 +386,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         }
       }
   } else if (warp >= WARPS + 4) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     // Copies: four tokens per warp and tile, 16 bytes per lane. Bulk copies of single rows take longer to
     // issue than the card takes to bring them.
     constexpr int KEYS = KC / 8, RESTS = RC / 8, MINE = T / 4;
@@ -424,7 +428,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
     }
     cluster_sync();
   } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     // Softmax: half warps with a lane per token; `top` is the same in all lanes of a half.
     const int half = 2 * (warp - WARPS) + lane / 16, t = lane % 16;
     float top[OWN], sum[OWN] = {};
@@ -434,7 +438,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
     for (int i = 0; i < mine; i++) {
       const u32 bar = base + SENT + i % RING * 8;
       if (warp == WARPS && lane == 0) expect(bar, HEADS * (2 * T + 4));
-      wait_full(base + SCORED + i % 2 * 8, i / 2 & 1);
+      wait_full(base + SCORED + i % SCORES * 8, i / SCORES & 1);
       u32 x0[OWN], x1[OWN];
       float factor[OWN];
 #pragma unroll
@@ -445,7 +449,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         float x = 0;
 #pragma unroll
         for (int k = 0; k < WPH; k++)
-          x += ((float*)(memory + AT_S))[((i % 2 * WPH + k) * HPC + min(head, HPC - 1)) * T + t];
+          x += ((float*)(memory + AT_S))[((i % SCORES * WPH + k) * HPC + min(head, HPC - 1)) * T + t];
         if (job.cap != 0) x = job.cap * tanhf(x / job.cap);
         if (job.slopes) x -= job.slopes[rank * HPC + min(head, HPC - 1)] * (length - 1 - token);
         x = valid ? x : NEG_INF;
@@ -509,15 +513,104 @@ slim_combine(const float* __restrict__ part, const float* __restrict__ norm, flo
   float x = 0, y = 0, sum = 0;
 #pragma unroll 4
   for (int i = 0; i < splits; i++) {
-    const float count = norm[i * HEADS * 2 + 1], top_i = norm[i * HEADS * 2];
-    if (count == 0) continue;  // an empty split has written no sums
-    const float w = top_i == top ? 1.f : exp2_fast(top_i - top);
+    const float2 given = *(const float2*)(norm + i * HEADS * 2);  // largest score, sum of weights
     const float2 v = *(const float2*)(part + (long long)i * HEADS * DR);
-    sum += w * count;
-    x += w * v.x;
-    y += w * v.y;
+    const float w = given.x == top ? 1.f : exp2_fast(given.x - top);
+    const bool some = given.y != 0;  // an empty split has written no sums
+    sum += some ? w * given.y : 0.f;
+    x += some ? w * v.x : 0.f;
+    y += some ? w * v.y : 0.f;
   }
   const float scale = sum == 0 ? 0.f : 1.f / sum;
   *(float2*)(out + (batch * HEADS + head) * DR + at) = make_float2(x * scale, y * scale);
+}
+
+// Residuals in 8 bits, [batch or page][slot][R + 2] with a bfloat16 scale each, as numbers [...][slot][R]. On
+// their own: loads that pass through registers hold up the copies of slim_decode.
+extern "C" __global__ void __launch_bounds__(256)
+slim_open(const signed char* __restrict__ codes, u16* __restrict__ out, long long in_batch, long long in_slot,
+          int slots) {
+  constexpr int PER = R ? R / 8 : 1;
+  const long long i = blockIdx.x * 256ll + threadIdx.x, batch = blockIdx.z, slot = i / PER;
+  if (slot >= slots) return;
+  const u16* from = (const u16*)(codes + batch * in_batch + slot * in_slot);
+  const float scale = __uint_as_float((u32)__ldg(from + R / 2) << 16);
+  const int part = i % PER;
+  u32 word[4];
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    const u16 two = __ldg(from + part * 4 + k);
+    word[k] = pack((float)(signed char)two * scale, (float)(signed char)(two >> 8) * scale);
+  }
+  *(uint4*)(out + (batch * slots + slot) * R + part * 8) = make_uint4(word[0], word[1], word[2], word[3]);
+}
+
+struct Mix {
+  const float* sums;        // [batch][HEADS][DR], as slim_decode leaves them
+  const short* whole;       // [HEADS * DV][D]: A transposed, divided by its scales
+  const float* rows;        // [HEADS * DV] scales
+  const float* columns;     // [D] scales
+  const u16* rest;          // [2][HEADS * DV][R]: B transposed is the sum of its two parts
+  float* out;               // [batch][HEADS * DV]
+  int batch, values;        // values is DV, a head's outputs
+};
+
+// The heads' sums times their own matrices: a warp makes two numbers for MIXED rows of the batch.
+constexpr int MIXED = 4;
+extern "C" __global__ void __launch_bounds__(256, 2) slim_mix(const __grid_constant__ Mix mix) {
+  extern __shared__ __align__(16) float sums[];  // [MIXED][DR], the columns' scales already in them
+  const int lane = threadIdx.x & 31, head = blockIdx.y, first = blockIdx.z * MIXED;
+  const int many = min(MIXED, mix.batch - first);
+  for (int i = threadIdx.x; i < many * DR; i += 256) {
+    const int b = i / DR, at = i % DR;
+    const float x = mix.sums[((long long)(first + b) * HEADS + head) * DR + at];
+    sums[i] = at < D ? x * mix.columns[at] : x;
+  }
+  __syncthreads();
+  // Two numbers at once, so that what is read of the sums serves twice.
+  for (int j = (blockIdx.x * 8 + threadIdx.x / 32) * 2; j < mix.values; j += gridDim.x * 16) {
+    const long long row = (long long)head * mix.values + j;
+    float dot[2][MIXED] = {}, rest[2][MIXED] = {};
+#pragma unroll 4
+    for (int k = lane * 4; k < D; k += 128) {
+      float a[2][4];
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const uint2 w = __ldg((const uint2*)(mix.whole + (row + n) * D + k));
+        a[n][0] = (float)(short)w.x, a[n][1] = (float)((int)w.x >> 16);
+        a[n][2] = (float)(short)w.y, a[n][3] = (float)((int)w.y >> 16);
+      }
+#pragma unroll
+      for (int b = 0; b < MIXED; b++) {
+        if (b >= many) break;
+        const float4 x = *(const float4*)(sums + b * DR + k);
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+          dot[n][b] += a[n][0] * x.x + a[n][1] * x.y + a[n][2] * x.z + a[n][3] * x.w;
+      }
+    }
+    for (int k = lane * 2; k < R; k += 64) {
+#pragma unroll
+      for (int n = 0; n < 2; n++) {
+        const u32 u = *(const u32*)(mix.rest + (row + n) * R + k);
+        const u32 v = *(const u32*)(mix.rest + ((long long)HEADS * mix.values + row + n) * R + k);
+        const float a = low(u) + low(v), c = high(u) + high(v);
+#pragma unroll
+        for (int b = 0; b < MIXED; b++) {
+          if (b >= many) break;
+          rest[n][b] += a * sums[b * DR + D + k] + c * sums[b * DR + D + k + 1];
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+      for (int b = 0; b < MIXED; b++) {
+        float x = dot[n][b] * mix.rows[row + n] + rest[n][b];
+#pragma unroll
+        for (int m = 16; m; m /= 2) x += __shfl_xor_sync(~0u, x, m);
+        if (lane == 0 && b < many) mix.out[(long long)(first + b) * HEADS * mix.values + row + n] = x;
+      }
+  }
 }
 """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .slim_kernel import Shape, available, decode
+from .slim_kernel import Shape, available, decode, mix
 
 _CLOSE = 0.05
 """Of two cosines: a token that stands one position off moves by 0.46, rounding by 0.01."""
@@ -108,6 +108,27 @@ class Step:
         self.fits = spec["mode"] == "k" and spec["interface"] and not spec["norm"] and turns
         self.fits = self.fits and spec["groups"] == 1
 
+    def shape(self, query: torch.Tensor) -> Shape:
+        """What the kernel is compiled for; query [B, h, 1, dk]."""
+        spec = self.spec
+        return Shape(query.shape[1], query.shape[3], spec["residual"], query.dtype, bool(spec["rope"]))
+
+    def output(self, sums: torch.Tensor, slim: Any, query: torch.Tensor) -> torch.Tensor:
+        """The heads' outputs [B, 1, h, dv] of their sums [B, h, d + r], in the dtype of `query`.
+
+        Args:
+            slim: the `Derived` of values.
+        """
+        rest = getattr(slim, "residual_out", None)
+        mixed = None
+        if slim.values.dtype == torch.int16 and (rest is None or rest.dtype == query.dtype):
+            scales = slim.row_scales.float(), slim.column_scales.float()
+            mixed = mix(sums, slim.values, *scales, rest, self.shape(query))
+        if mixed is None:
+            both = torch.cat(slim.mixes(query.shape[1]), 1)
+            return torch.einsum("bhe,hev->bhv", sums, both)[:, None].to(query.dtype)
+        return mixed.view(sums.shape[0], 1, query.shape[1], -1).to(query.dtype)
+
     def unsure(self, layer: Any) -> None:
         """Tokens have come to the cache whose positions nobody has looked at."""
         if layer.table is not None and layer.table in self.steps.tables:
@@ -119,16 +140,12 @@ class Step:
         layer: Any,
         query: torch.Tensor,
         mask: torch.Tensor | None,
-        primary: torch.Tensor,
-        residual: torch.Tensor,
         given: dict[str, Any],
     ) -> torch.Tensor | None:
         """o [B, h, e + r] in float32.
 
         Args:
             query: [B, h, 1, dk], turned.
-            primary: K [B, n, e] of all tokens.
-            residual: C [B, n, r].
             given: what the model hands to its attention function beside the tensors.
         """
         dropped = given.get("dropout") and memo.module.training
@@ -141,9 +158,11 @@ class Step:
         rope = self.spec["rope"]
         if rope is not None and memo.linear("key").bias is not None:
             return None  # it turns with the key
-        shape = Shape(query.shape[1], query.shape[3], self.spec["residual"], query.dtype, rope is not None)
+        shape = self.shape(query)
         if not available(shape, query.device):
             return None
+        stored, codes = layer.tokens()
+        primary = memo.open(stored)
         span = self.steps.span(mask, query.shape[0], primary.shape[1], query.device)
         if span is None:
             return None
@@ -157,7 +176,7 @@ class Step:
         return decode(
             query[:, :, 0],
             primary,
-            residual if self.spec["residual"] else None,
+            codes if self.spec["residual"] else None,
             span[0],
             None if rope is None else self.steps.rotary.inv_freq.float(),
             scale=given.get("scaling") or query.shape[3] ** -0.5,

@@ -1,0 +1,167 @@
+"""One decoding step of a whole model, source against converted, both inside a CUDA graph.
+
+The cache is a `StaticCache` of exactly the context, full of random numbers, so that no mask is needed and
+stock attention takes its fastest kernels; what is measured is the step that writes and reads its last slot.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, StaticCache
+
+from benchmarks.gpu.clock import captured
+from benchmarks.gpu.geometry import LLAMA_7B, PHI3_MINI, converted, source
+
+_POINTS = [(1, 2048), (1, 16384), (1, 32768), (1, 131072), (8, 4096), (8, 16384), (16, 8192), (32, 4096)]
+
+
+class Stepper:
+    """One model with a full cache, whose next step can be run again and again."""
+
+    def __init__(self, model: PreTrainedModel, batch: int, context: int) -> None:
+        self.model, self.batch, self.context = model, batch, context
+        text = model.config.get_text_config()
+        module = sys.modules[
+            next(c for c in type(model).__mro__ if "transformers.models" in c.__module__).__module__
+        ]
+        module.create_causal_mask = lambda *args, **kwargs: None  # type: ignore[attr-defined]
+        self.ids = torch.randint(5, 1000, (batch, 1), device="cuda")
+        self.where = torch.full((batch, 1), context - 1, device="cuda")
+        # A first step into a short cache shows what each layer keeps; then it grows.
+        self.cache = StaticCache(config=text, max_cache_len=8)
+        self.step()
+        for layer in self.layers():
+            layer.max_cache_len = context
+            for side in ("keys", "values"):
+                old = getattr(layer, side)
+                new = torch.empty(*old.shape[:2], context, old.shape[3], dtype=old.dtype, device=old.device)
+                setattr(layer, side, new.random_(0, 60) if old.dtype == torch.int8 else new.normal_())
+        places = torch.arange(context, device="cuda")[None]
+        for table in self.cache.__dict__.get("slim_tables", {}).values():
+            sides = model.model.rotary_emb(self.cache.layers[0].keys, places)
+            for kept, side in zip((table.keys, table.values), sides, strict=True):
+                kept.copy_(side[:, None, :, : kept.shape[-1]].expand_as(kept))
+        if hasattr(model, "tricksmith_slim_steps"):
+            model.tricksmith_slim_steps.tables.clear()
+
+    def layers(self) -> list[Any]:
+        """Everything that keeps something of each token."""
+        return [*self.cache.layers, *self.cache.__dict__.get("slim_tables", {}).values()]
+
+    def rewind(self) -> None:
+        """Set every layer's count back to before the last slot."""
+        for layer in self.layers():
+            layer.cumulative_length.fill_(self.context - 1)
+
+    @torch.no_grad()
+    def step(self) -> torch.Tensor:
+        """The next token's best id [B, 1]."""
+        out = self.model(
+            input_ids=self.ids,
+            position_ids=self.where,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        best: torch.Tensor = out.logits.argmax(-1)
+        return best
+
+    def milliseconds(self, repeats: int = 12) -> float:
+        """Median milliseconds of a step."""
+
+        def fresh() -> None:
+            self.rewind()
+            self.step()
+
+        fresh()
+        graph = captured(fresh)  # the rewinding is a store per layer, and the same for both models
+        spans = []
+        for _ in range(repeats):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            spans.append(start.elapsed_time(end))
+        graph.reset()
+        return sorted(spans)[len(spans) // 2]
+
+    def cache_bytes(self) -> int:
+        """Bytes of the cache, tables of cos and sin counted."""
+        return sum(x.nbytes for layer in self.layers() for x in (layer.keys, layer.values))
+
+
+def measure(model: PreTrainedModel, batch: int, context: int) -> dict[str, Any]:
+    """Step time, tokens per second, peak memory; `fits` is False where the card's memory does not do."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    row: dict[str, Any] = {"batch": batch, "context": context, "fits": True}
+    try:
+        stepper = Stepper(model, batch, context)
+        took = stepper.milliseconds()
+        row |= {
+            "step_ms": took,
+            "tokens_per_second": batch / took * 1e3,
+            "cache_bytes": stepper.cache_bytes(),
+            "peak_bytes": torch.cuda.max_memory_allocated(),
+        }
+    except torch.OutOfMemoryError:
+        row["fits"] = False
+    return row
+
+
+def largest_batch(model: PreTrainedModel, context: int, bytes_per_row: float) -> int:
+    """The largest batch whose step runs at this context, tried downwards from what memory is left for."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    batch = int(free / bytes_per_row)
+    while batch:
+        try:
+            stepper = Stepper(model, batch, context)
+            stepper.rewind()
+            stepper.step()
+            torch.cuda.synchronize()
+            return batch
+        except torch.OutOfMemoryError:
+            batch -= 1
+        stepper = None  # type: ignore[assignment]
+        gc.collect()
+        torch.cuda.empty_cache()
+    return 0
+
+
+def run(points: list[tuple[int, int]] | None = None) -> list[dict[str, Any]]:
+    """Both geometries, source and slim, at every point, and the largest batch at 16k and at 128k tokens."""
+    rows = []
+    for name, (kind, fields) in (("Llama-2-7B", LLAMA_7B), ("Phi-3-mini-128k", PHI3_MINI)):
+        rank = fields["hidden_size"] // 16
+        for form in ("source", "slim"):
+            if form == "source":
+                model = source(kind, fields)
+            else:
+                model, _ = converted(kind, fields, f"slim:residual={rank}")
+            per_token = 0.0
+            for batch, context in points or _POINTS:
+                row = {"model": name, "form": form, **measure(model, batch, context)}
+                rows.append(row)
+                print(
+                    f"{name} {form} {batch} x {context}: "
+                    + (f"{row['step_ms']:.2f} ms" if row["fits"] else "does not fit"),
+                    flush=True,
+                )
+                if row["fits"]:
+                    per_token = row["cache_bytes"] / batch / context
+            for context in (16384, 131072):
+                most = largest_batch(model, context, per_token * context)
+                rows.append({"model": name, "form": form, "context": context, "largest_batch": most})
+                print(f"{name} {form}: largest batch at {context} tokens {most}", flush=True)
+            del model
+            gc.collect()
+            torch.cuda.empty_cache()
+    return rows

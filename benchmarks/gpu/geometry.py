@@ -1,0 +1,112 @@
+"""Models of real sizes with random weights on the card: the source, and what a conversion makes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tricks import Checkpoint, Plan, make_plan, parse_trick
+from tricks.checkpoint import TensorInfo
+from tricks.families import classes
+from tricks.layout import saved_shapes
+from tricks.model import Blueprint, build
+from tricks.ship import code_fields, shipped_code
+
+LLAMA_7B = (
+    "llama",
+    {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 131072,
+    },
+)
+PHI3_MINI = (
+    "phi3",
+    {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32064,
+        "max_position_embeddings": 131072,
+        "sliding_window": None,
+        "pad_token_id": 0,
+    },
+)
+
+
+def headers(model_type: str, fields: dict[str, Any]) -> Checkpoint:
+    """The headers of a bfloat16 checkpoint of this configuration, as if every tensor were in one file."""
+    config = AutoConfig.for_model(model_type, **fields)
+    architecture = next(iter(classes(model_type)))
+    tensors, place = {}, 0
+    for name, shape in saved_shapes(build(Blueprint(architecture, config), "meta", torch.float32)).items():
+        size = 2 * shape.numel()
+        tensors[name] = TensorInfo(name, "model.safetensors", "BF16", tuple(shape), place, place + size)
+        place += size
+    stored = {**config.to_dict(), "architectures": [architecture]}
+    return Checkpoint(model_type, stored, tensors, ("model.safetensors",))
+
+
+def source(model_type: str, fields: dict[str, Any]) -> PreTrainedModel:
+    """The stock model in bfloat16 on the card."""
+    return _made(AutoConfig.for_model(model_type, **fields))
+
+
+def converted(model_type: str, fields: dict[str, Any], *tricks: str) -> tuple[PreTrainedModel, Plan]:
+    """The converted model in bfloat16 on the card, with random weights, and its plan."""
+    checkpoint = headers(model_type, fields)
+    slim = any(trick.startswith("slim") for trick in tricks)  # found by running every layer: too long here
+    few = headers(model_type, {**fields, "num_hidden_layers": 4}) if slim else checkpoint
+    plan = make_plan(few, [parse_trick(trick) for trick in tricks])
+    if not plan.fits:
+        raise ValueError(f"{tricks} does not fit: {plan.places[0].detail}")
+    if slim:
+        plan = replace(plan, config=_deeper(plan.config, fields["num_hidden_layers"]))
+    with TemporaryDirectory() as folder:
+        for name, text in shipped_code(plan, checkpoint.config).items():
+            (Path(folder) / name).write_text(text)
+        config = {**checkpoint.config, **plan.config, **code_fields(plan, checkpoint.config)}
+        (Path(folder) / "config.json").write_text(json.dumps(config, default=str))
+        return _made(AutoConfig.from_pretrained(folder, trust_remote_code=True)), plan
+
+
+def _deeper(config: dict[str, Any], depth: int) -> dict[str, Any]:
+    """The config of a plan for four layers as one for `depth` like them: planning real depths takes long."""
+    parts = {name: dict(options) for name, options in config["tricksmith"].items()}
+    if "slim" in parts:
+        first = parts["slim"]["layers"][0]
+        parts["slim"]["layers"] = [
+            {**first, "module": first["module"].replace(".0.", f".{n}."), "index": n} for n in range(depth)
+        ]
+    return {**config, "tricksmith": parts}
+
+
+def _made(config: Any) -> PreTrainedModel:
+    config.dtype = "bfloat16"
+    with torch.device("cuda"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, trust_remote_code=True, attn_implementation="sdpa"
+        )
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    for name, buffer in model.named_buffers():
+        if buffer.dtype == torch.int16:
+            buffer.random_(-1000, 1000)
+        elif name.endswith("scales"):
+            buffer.fill_(1e-3)
+    for name, parameter in model.named_parameters():
+        if name.endswith("_scales"):
+            parameter.data.fill_(1e-3)
+    return model.eval().requires_grad_(False)

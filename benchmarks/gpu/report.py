@@ -1,0 +1,227 @@
+"""`docs/gpu.md` and its plots, written from `benchmarks/results/gpu.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.gpu.run import RESULTS
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+_PAGE = """# On a CUDA card
+
+```
+make bench-gpu                 # everything; ARGS="decode generate" runs parts of it
+```
+
+measures all that this page says on whatever CUDA card there is, writes `benchmarks/results/gpu.json`,
+this page and its plots, and exits with one line where there is no card. Figures below: **{card}**,
+torch {torch}, CUDA {cuda}, cuDNN {cudnn}, transformers {transformers}; a large copy moves {copy:.2f}
+TB/s. bfloat16 throughout, every call inside a CUDA graph, medians.
+
+Nothing needs to be switched on. A slim model decodes with the kernel where card and shape allow, a
+`defer` model takes the fused norm at up to 16 tokens, and both run the same sums in plain torch
+elsewhere, with one line that says why. Both kernels travel with the converted model: the first is
+compiled by torch's own NVRTC, the second by the Triton that torch for CUDA brings along.
+
+## Slim attention, one layer, one token
+
+The cache [K | C] is read once: a thread-block cluster splits the columns, since the sums of all heads
+over all columns (557 KB at Llama-2-7B's size) fit no single multiprocessor, and its blocks exchange
+softmax weights through distributed shared memory. `stock` is the fastest of SDPA's flash, cuDNN and
+memory-efficient kernels and FlexAttention, in the same run; residual d/16 in 16 bits.
+
+{decode}
+
+![Decode against the best stock kernel](images/gpu-decode.png)
+
+The targets were 1.6x and 1.25 times reading the cache once. **Of these {count}, {fast} reach the first
+and {near} the second**; Llama-2-13B, whose 40 heads take clusters of eight blocks, is slower than stock
+attention. Neither the memory's bandwidth nor the issue slots are full (a profile showed 63% and 44%):
+each tile waits for its scores, its weights' exchange and its sums. The product with [A; B] that follows
+is not in these figures; it is in the next table's.
+
+Correctness: {cases} shapes, dtypes and features (head sizes 64 to 256, float16 and bfloat16, lengths
+that differ, left padding, windows, ALiBi, soft caps, pages, residuals in 8 and 16 bits) against
+float64: the error is at most {worst:.1f} times the rounding of the result's dtype, two calls give the
+same bits, and a NaN stays in its row of the batch.
+
+## Whole models
+
+One step of `Llama-2-7B` and `Phi-3-mini-128k` with random weights, a full static cache, source against
+slim with residual d/16 in 8 bits.
+
+{generate}
+
+{largest}
+
+Twice the tokens fit. Slim is **faster at a long context and slower at a short one**: beside attention,
+each layer makes its residual and multiplies with [A; B], a fixed cost that a short cache does not pay
+back.
+
+## FlashNorm
+
+Norm and linear layer: `F.rms_norm` with gain + cuBLAS (`stock`) against one kernel that measures the
+norm while it multiplies and scales at the end. Weights come from device memory each time. Above 16
+tokens ours is the weightless norm + cuBLAS.
+
+{flashnorm}
+
+![FlashNorm against norm and linear](images/gpu-flashnorm.png)
+
+## Other tricks, whole models, context 2048
+
+{other}
+
+`strict` gains because its norms are one fused kernel where transformers runs several; `matshrink`
+stores less, and is not faster in plain torch.
+
+## Conversion
+
+{convert}
+"""
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table, first column to the left."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page's text."""
+    steps: dict[tuple[str, int, int], dict[str, Any]] = {}
+    largest: dict[tuple[str, int], dict[str, int]] = {}
+    for row in found["generate"]:
+        if "largest_batch" in row:
+            largest.setdefault((row["model"], row["context"]), {})[row["form"]] = row["largest_batch"]
+        else:
+            steps.setdefault((row["model"], row["batch"], row["context"]), {})[row["form"]] = row
+    return _PAGE.format(
+        **{key: found[key] for key in ("card", "torch", "cuda", "cudnn", "transformers")},
+        copy=found["copy_bytes_per_second"] / 1e12,
+        count=len(found["decode"]),
+        fast=sum(row["speedup"] >= 1.6 for row in found["decode"]),
+        near=sum(row["of_reading_once"] <= 1.25 for row in found["decode"]),
+        cases=len(found["correct"]["cases"]),
+        worst=max(row["error"] / row["rounding"] for row in found["correct"]["cases"] if row["rounding"]),
+        decode=table(
+            ["model", "batch x context", "stock", "ms", "slim ms", "speed-up", "times reading once"],
+            (
+                [
+                    row["model"],
+                    f"{row['batch']} x {row['context']}",
+                    row["best"],
+                    f"{row['stock_ms'][row['best']]:.3f}",
+                    f"{row['slim_ms']:.3f}",
+                    f"{row['speedup']:.2f}",
+                    f"{row['of_reading_once']:.2f}",
+                ]
+                for row in found["decode"]
+            ),
+        ),
+        generate=table(
+            ["model", "batch x context", "source tokens/s", "slim tokens/s", "ratio", "source GB", "slim GB"],
+            (
+                [
+                    model,
+                    f"{batch} x {context}",
+                    *(f"{forms[form]['tokens_per_second']:.0f}" for form in ("source", "slim")),
+                    f"{forms['slim']['tokens_per_second'] / forms['source']['tokens_per_second']:.2f}",
+                    *(f"{forms[form]['peak_bytes'] / 1e9:.1f}" for form in ("source", "slim")),
+                ]
+                for (model, batch, context), forms in steps.items()
+                if all(forms[form]["fits"] for form in ("source", "slim"))
+            ),
+        ),
+        largest=table(
+            ["model", "context", "largest batch, source", "slim", "ratio"],
+            (
+                [model, str(context), str(n["source"]), str(n["slim"]), f"{n['slim'] / n['source']:.2f}"]
+                for (model, context), n in largest.items()
+            ),
+        ),
+        flashnorm=table(
+            ["width -> columns", "tokens", "stock us", "linear alone us", "FlashNorm us", "speed-up"],
+            (
+                [
+                    f"{row['width']} -> {row['columns']}",
+                    str(row["tokens"]),
+                    *(f"{row[key]:.1f}" for key in ("stock_us", "linear_us", "flashnorm_us")),
+                    f"{row['speedup']:.2f}",
+                ]
+                for row in found["flashnorm"]
+            ),
+        ),
+        other=table(
+            ["model", "trick", "batch", "before ms", "after ms", "speed-up"],
+            (
+                [
+                    row["model"],
+                    f"`{'+'.join(row['tricks'])}`",
+                    str(row["batch"]),
+                    f"{row['before_ms']:.2f}",
+                    f"{row['after_ms']:.2f}",
+                    f"{row['speedup']:.2f}",
+                ]
+                for row in found["other"]
+                if "speedup" in row
+            ),
+        ),
+        convert=table(
+            ["trick", "bytes", "GB/s", "copying GB/s"],
+            (
+                [
+                    row["trick"],
+                    str(row["bytes"]),
+                    f"{row['bytes_per_second'] / 1e9:.2f}",
+                    f"{row['copy_bytes_per_second'] / 1e9:.2f}",
+                ]
+                for row in found["convert"]
+            ),
+        ),
+    )
+
+
+def plots(found: dict[str, Any]) -> None:
+    """Bars of both kernels' speed-ups."""
+    few = [row for row in found["flashnorm"] if row["tokens"] <= 16]
+    bars = {
+        "gpu-decode": (
+            [f"{r['model']} {r['batch']} x {r['context'] // 1024}k" for r in found["decode"]],
+            [r["speedup"] for r in found["decode"]],
+            "slim decode: speed-up over the best stock attention",
+        ),
+        "gpu-flashnorm": (
+            [f"{r['width']} -> {r['columns']}, {r['tokens']}" for r in few],
+            [r["speedup"] for r in few],
+            "norm + linear, 1 and 16 tokens: speed-up over F.rms_norm + cuBLAS",
+        ),
+    }
+    for name, (labels, values, title) in bars.items():
+        figure = Figure(figsize=(8, 0.32 * len(labels) + 1.2), layout="constrained")
+        axes = figure.subplots()
+        shown = axes.barh(labels, values, color=["#2b6cb0" if v >= 1 else "#c05621" for v in values])
+        axes.bar_label(shown, fmt="%.2f", padding=3)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(values) * 1.12)
+        axes.set_title(f"{title} ({found['card']})", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(DOCS / "images" / f"{name}.png", dpi=120)
+
+
+def main() -> None:
+    """Write the page and the plots."""
+    found = json.loads(RESULTS.read_text())
+    (DOCS / "gpu.md").write_text(page(found))
+    plots(found)
+
+
+if __name__ == "__main__":
+    main()
