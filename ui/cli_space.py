@@ -9,7 +9,9 @@ def add_space(space: argparse.ArgumentParser, kind: type[argparse.ArgumentParser
     """Give the command `space` its actions."""
     actions = space.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=kind)
     text = "make a Space that runs Tricksmith, or bring one up to date that this command made"
-    deploy = actions.add_parser("deploy", help=text, description=text.capitalize() + ".", allow_abbrev=False)
+    deploy = actions.add_parser(
+        "deploy", help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
     deploy.add_argument("space", metavar="NAMESPACE/NAME", help="the Space; its page will be there")
     deploy.add_argument(
         "--hardware",
