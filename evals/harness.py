@@ -34,6 +34,7 @@ from evals.verdict import Check
 from tricks import BadInput, Report, TricksmithError
 
 OWN = Path(__file__).parent / "suite"
+_NO_SPLIT = "the task {} has no test or validation split; give one that has"
 SEED = 1234  # lm-eval's own
 CHANCE = 1e-3  # of a false alarm, over all tasks and metrics together
 
@@ -92,6 +93,8 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
             "tasks"
         ]
     except Exception as error:
+        if "must have valid or test docs" in str(error):
+            raise BadInput(_NO_SPLIT.format(name)) from error
         # Tasks are other people's code and data: whatever they raise, this one cannot be run.
         raise BadInput(f"the task {name} cannot be run: {_why(error)}") from error
     for task in tasks.values():
@@ -102,7 +105,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         if getattr(task, "MULTIMODAL", False):
             raise BadInput(f"the task {name} asks for pictures or sound; give a task of text")
         if not (task.has_test_docs() or task.has_validation_docs()):
-            raise BadInput(f"the task {name} has no test or validation split; give one that has")
+            raise BadInput(_NO_SPLIT.format(name))
         try:
             empty = len(task.eval_docs) == 0
         except Exception as error:
