@@ -281,6 +281,28 @@ class Memo:
     def linear(self, side):
         return self.module.get_submodule(self.spec[side + "_linear"])
 
+    @property
+    def by_input(self):
+        """Whether a step is decoded from the cached input itself."""
+        spec = self.spec
+        plain = not (spec["rope"] or spec["norm"]) and spec["interface"] and spec["groups"] == 1
+        return self.mode in ("x", "e") and plain
+
+    def projection(self, side):
+        """The weight of a projection by heads [h, d, d_h], float32 at least."""
+        linear = self.linear(side)
+        weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T
+        rows = at_least_float32(self.slot(weight.T, self.spec[side]))
+        return rows.unflatten(-1, (self.spec["heads"], -1)).transpose(0, 1)
+
+    def bias_scores(self, query):
+        """What the keys' bias adds to the scores of a query [B, h, 1, d_h]: [B, h, 1, 1]."""
+        bias = self.linear("key").bias
+        if bias is None:
+            return 0.0
+        bias = self.slot(bias, self.spec["key"]).unflatten(0, (self.spec["heads"], -1))
+        return (at_least_float32(query) * bias[:, None]).sum(-1, keepdim=True)
+
     def slot(self, product, slot):
         """One side's channels [B, n, e] of a projection's product."""
         groups, width, offset, size = slot
@@ -398,6 +420,8 @@ def attention(module, query, key, value, attention_mask, **kwargs):
         return stock(module, query, key, value, attention_mask, **kwargs)
     if memo.mode == "v" and memo.spec["absorbs"] and query.shape[-2] == 1:
         return decode_by_values(memo, layer, query, attention_mask, **kwargs)
+    if memo.by_input and query.shape[-2] == 1:
+        return decode_by_input(memo, layer, query, attention_mask, **kwargs)
     if memo.mode != "k" or query.shape[-2] > 1:
         memo.step.unsure(layer)
         key, value = memo.keys_and_values(layer)
@@ -433,17 +457,32 @@ def attention(module, query, key, value, attention_mask, **kwargs):
 def decode_by_values(memo, layer, query, mask, **kwargs):
     """One attention step where values are cached and keys are never made."""
     primary, residual = memo.tokens(layer)
-    linear, spec = memo.linear("key"), memo.spec
-    scores = absorbed_scores(query, primary, residual, *linear.slim.mixes(spec["heads"]))
-    if linear.bias is not None:
-        bias = memo.slot(linear.bias, spec["key"]).unflatten(0, (spec["heads"], -1))
-        scores = scores + (query * bias[:, None]).sum(-1, keepdim=True)
-    # The stock code's own softmax, of scores given as keys of one channel.
-    keys, values = scores.transpose(2, 3), memo.values(layer).to(scores.dtype)
+    mixes = memo.linear("key").slim.mixes(memo.spec["heads"])
+    scores = absorbed_scores(query, primary, residual, *mixes) + memo.bias_scores(query)
+    values = memo.values(layer).to(scores.dtype)
+    output, weights = softmax_of(memo, scores, values, query, mask, **kwargs)
+    return output.to(query.dtype), weights
+
+
+def decode_by_input(memo, layer, query, mask, **kwargs):
+    """One attention step where the layer's input is cached, and neither its keys nor its values are made."""
+    primary, none = memo.tokens(layer)
+    from_key, from_value = memo.projection("key"), memo.projection("value")
+    scores = absorbed_scores(query, primary, none, from_key, none) + memo.bias_scores(query)
+    weights = softmax_of(memo, scores, scores.transpose(2, 3)[..., :0], query, mask, **kwargs)[1]
+    output = decode_step(query, lambda query: weights, primary, none, from_value, none)
+    bias = memo.linear("value").bias
+    if bias is not None:
+        output = output + memo.slot(bias, memo.spec["value"]).unflatten(0, (memo.spec["heads"], -1))
+    return output, weights
+
+
+def softmax_of(memo, scores, values, query, mask, **kwargs):
+    """What the stock code makes of scores [B, h, 1, n] and values, its own softmax and all."""
+    keys = scores.transpose(2, 3)  # scores as keys of one channel
     kwargs["scaling"] = query.shape[-1] ** -0.5 if kwargs.get("scaling") is None else kwargs["scaling"]
     ones = torch.ones_like(keys[..., :1, :])
-    output, weights = memo.eager(memo.module, ones, keys, values, additive(mask, scores), **kwargs)
-    return output.to(query.dtype), weights
+    return memo.eager(memo.module, ones, keys, values, additive(mask, scores), **kwargs)
 
 
 def additive(mask, query):
