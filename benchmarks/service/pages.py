@@ -29,6 +29,7 @@ class Pages:
         self._at = f"http://127.0.0.1:{port}"
         self._times: dict[str, list[float]] = defaultdict(list)
         self._over = threading.Event()
+        self._failed: Exception | None = None
         self._thread = threading.Thread(target=self._read)
         data = settings.data / "web"
         data.mkdir(parents=True)
@@ -61,6 +62,8 @@ class Pages:
             self._thread.join()
         self._process.terminate()
         self._process.wait(30)
+        if self._failed is not None and error is None:
+            raise self._failed  # pages that do not answer are not fast
 
     def told(self) -> dict[str, dict[str, float]]:
         """Per page: how often it was asked for since the last call, and how many ms that took."""
@@ -79,11 +82,17 @@ class Pages:
             answer.read()
 
     def _read(self) -> None:
-        while not self._over.wait(ASK_EVERY):
-            pages = {"queue page": "/jobs", "queue": "/live/queue"}
-            if newest := self._service.jobs(limit=1):
-                pages["job"] = f"/live/job?id={newest[0].id}"
-            for name, path in pages.items():
-                started = time.monotonic()
-                self._ask(path)
-                self._times[name].append((time.monotonic() - started) * 1000)
+        try:
+            while not self._over.wait(ASK_EVERY):
+                self._round()
+        except Exception as error:  # noqa: BLE001 (told when all is over)
+            self._failed = error
+
+    def _round(self) -> None:
+        pages = {"queue page": "/jobs", "queue": "/live/queue"}
+        if newest := self._service.jobs(limit=1):
+            pages["job"] = f"/live/job?id={newest[0].id}"
+        for name, path in pages.items():
+            started = time.monotonic()
+            self._ask(path)
+            self._times[name].append((time.monotonic() - started) * 1000)
