@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test check bench-convert bench-plan coverage bench-gpu bench-service space-check bench-detect bench-slim table-slim chaos fuzz up screenshots format pins clean
+.PHONY: help setup browser demo test check bench-convert bench-plan bench-pages coverage bench-gpu bench-service space-check bench-detect bench-slim table-slim chaos fuzz up screenshots format pins clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ chaos: $(READY) ## Strike a deployment in every stage of a job; nothing may be l
 fuzz: $(READY) ## Fuzz the header parser with atheris for a minute; ends at the first crash
 	@$(BIN)/python -m pip install -qq '.[fuzz]' -c constraints.txt && \
 	  $(BIN)/python -m tests.security.fuzz_headers -max_total_time=60 $(ARGS)
+
+bench-pages: $(READY) browser ## Measure how soon the pages answer, and how fresh 200 open job pages stay
+	@$(BIN)/python -m benchmarks.pages $(ARGS)
 
 bench-service: $(READY) ## Measure 10,000 submits by 200 users, and 1,000 jobs drained to the end
 	@$(BIN)/python -m benchmarks.service.run $(ARGS)

@@ -235,13 +235,17 @@ class Service:
         """
         return preflight(model, _recipe(tricks) if tricks else (), self.settings, token)
 
-    def explore(self, model: str, token: str | bool | None = None) -> Explored:
-        """A model's figures and every trick looked at on its own, nothing proven yet.
+    def explore(
+        self, model: str, token: str | bool | None = None, tricks: Sequence[str] = tuple(TRICKS)
+    ) -> Explored:
+        """A model's figures and every one of `tricks` (names) looked at on its own, nothing proven yet.
+
+        `service.explore.QUICK` are those that are looked at in a moment, however deep the model is.
 
         Raises:
             BadInput: as `plan`.
         """
-        return explore(model, token)
+        return explore(model, token, tricks)
 
     def search(self, words: str, limit: int = 8) -> list[Found]:
         """Public models of the Hub that match, for a search box.

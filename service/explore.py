@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,13 @@ class Explored:
     looks: tuple[Look, ...]
 
 
-def explore(model: str, token: str | bool | None = None) -> Explored:
-    """Look at `model` with every trick, each with its default options.
+QUICK = ("flashnorm", "precompute")
+"""Tricks that are looked at by tracing alone. The others try things out on a small model of the same depth,
+which takes a few tenths of a second for each layer."""
+
+
+def explore(model: str, token: str | bool | None = None, tricks: Sequence[str] = tuple(TRICKS)) -> Explored:
+    """Look at `model` with each of `tricks`, with its default options.
 
     Raises:
         BadInput: there is no such model, it may not be read, or it cannot be planned.
@@ -51,7 +56,7 @@ def explore(model: str, token: str | bool | None = None) -> Explored:
 
     source = resolve(model, token)
     checkpoint = read_headers(source, token)
-    parts, looks = survey(checkpoint, [Trick(name) for name in TRICKS])
+    parts, looks = survey(checkpoint, [Trick(name) for name in tricks])
     named = next((look.plan.architecture for look in looks if look.plan), "")
     return Explored(source, named, figures(checkpoint), parts, tuple(looks))
 

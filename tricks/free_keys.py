@@ -20,13 +20,13 @@ def add_free_keys(small: nn.Module, found: list[Attention], blocks: dict[str, Bl
         """Row i: to channel i of every key the next is added, from channel i + 1 of its queries channel i
         taken. Products of free channels stay; a factor or a norm on either channel shows."""
         for key, queries in pairs.get(block.where, ()):
-            for row in range(1, min(len(out), key.size - begin)):
-                at = begin + row - 1
-                if key.path == path:
-                    out[row, :, key.start + at] += out[row, :, key.start + at + 1]
-                for query in queries:
-                    if query.path == path:
-                        out[row, :, query.start + at + 1] -= out[row, :, query.start + at]
+            row = torch.arange(1, max(1, min(len(out), key.size - begin)))
+            at = begin + row - 1
+            if key.path == path:
+                out[row, :, key.start + at] += out[row, :, key.start + at + 1]
+            for query in queries:
+                if query.path == path:
+                    out[row, :, query.start + at + 1] -= out[row, :, query.start + at]
 
     responses = probe(small, [blocks[where] for where in pairs], most - 1, move) if most > 1 else {}
     for one in found:

@@ -169,10 +169,10 @@ def _respond(small: nn.Module, blocks: list[Block]) -> None:
     def by(step: float) -> dict[str, torch.Tensor]:
         def move(block: Block, path: str, out: torch.Tensor, begin: int) -> None:
             first = block.first(path)
-            for row in range(1, len(out)):
-                channel = begin + row - 1 - first
-                if 0 <= channel < block.widths[path]:
-                    out[row, MOVED, channel] += step
+            low, high = max(begin, first), min(begin + len(out) - 1, first + block.widths[path])
+            if low < high:
+                number = torch.arange(low, high)
+                out[number - begin + 1, MOVED, number - first] += step
 
         return probe(small, blocks, rows, move)
 

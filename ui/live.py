@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from tricks import TricksmithError
@@ -22,10 +23,17 @@ _HEADERS = {"Cache-Control": "no-store"}
 def add_live(app: FastAPI, live: Live) -> None:
     """Answer these addresses."""
 
-    # Not async: they read Redis, so each runs on a thread of the server's pool.
-    def job(request: Request) -> Response:
+    async def job(request: Request) -> Response:
         job_id = request.query_params.get("id", "")[:_LONGEST]
-        return _answer(request, lambda asker: live.job(job_id, asker))
+        try:
+            known = live.known(job_id, visitor(request))
+        except TricksmithError as error:
+            known = refused(error)
+        if known is not None:
+            return _said(request, known)
+        return await run_in_threadpool(_answer, request, lambda asker: live.job(job_id, asker))
+
+    # Not async: they read Redis, so each runs on a thread of the server's pool.
 
     def compare(request: Request) -> Response:
         comparison_id = request.query_params.get("id", "")[:_LONGEST]
@@ -45,6 +53,10 @@ def _answer(request: Request, look: Callable[[Visitor], Snapshot]) -> Response:
         found = look(visitor(request))
     except TricksmithError as error:
         found = refused(error)
+    return _said(request, found)
+
+
+def _said(request: Request, found: Snapshot) -> Response:
     if request.query_params.get("seen") == found.version:
         return Response(status_code=204, headers=_HEADERS)
     return Response(found.body, media_type="application/json", headers=_HEADERS)

@@ -31,12 +31,12 @@ _SETTLE_MS = 600  # for what fades in
 
 
 @contextmanager
-def served(data: Path, cwd: Path = ROOT) -> Iterator[str]:
+def served(data: Path, cwd: Path = ROOT, port: int | None = None) -> Iterator[str]:
     """Run `tricksmith serve` on this data folder in a process of its own; yields its address.
 
-    Relative folders that are typed into its page are taken from `cwd`.
+    Relative folders that are typed into its page are taken from `cwd`; `port` is a free one by default.
     """
-    port = _free_port()
+    port = port or free_port()
     env = {**os.environ, "TRICKSMITH_DATA": str(data), "HF_HUB_OFFLINE": "1"}
     env.pop("REDIS_URL", None)
     command = [sys.executable, "-m", "ui.cli", "serve", "--port", str(port)]
@@ -58,7 +58,8 @@ def served(data: Path, cwd: Path = ROOT) -> Iterator[str]:
         raise RuntimeError(f"tricksmith serve ended with {code}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

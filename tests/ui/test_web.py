@@ -83,6 +83,24 @@ def test_from_form_to_card(page: Page, url: str, model: Path, tmp_path: Path) ->
     page.locator("#jobs tbody a").first.click()
     expect(page.locator("#outcome")).to_contain_text("Equivalent", timeout=SLOW_MS)
 
+    # Both models write, and a reload shows the same again.
+    page.get_by_role("link", name="side by side").click()
+    page.get_by_label("Prompt").fill("The function returns")
+    page.get_by_label("New tokens").first.fill("6")
+    page.get_by_role("button", name="Compare").click()
+    said = page.locator("#sides [role=status]")
+    expect(said).to_contain_text("same 6 tokens", timeout=SLOW_MS)
+    expect(page.locator("#sides")).to_contain_text("tokens per second")
+    page.reload()
+    expect(said).to_contain_text("same 6 tokens", timeout=SLOW_MS)
+    expect(page.get_by_label("Prompt")).to_have_value("The function returns")
+
+    page.goto(f"{url}/gallery")
+    expect(page.locator("#gallery article")).to_have_count(1)
+    expect(page.locator("#gallery article")).to_contain_text("perplexity")
+    page.get_by_label("Name holds").fill("no such name")
+    expect(page.locator("#gallery")).to_contain_text("Nothing here yet")
+
 
 def test_cancel_and_retry(page: Page, url: str, small_model: Path, tmp_path: Path) -> None:
     fill(page, url, str(small_model), str(tmp_path / "out"))
@@ -126,3 +144,74 @@ def test_no_destination(page: Page, url: str, model: Path) -> None:
 def test_a_job_that_is_not_there(page: Page, url: str, query: str) -> None:
     page.goto(f"{url}/job{query}")
     expect(page.get_by_role("alert").filter(has_text="no job")).to_be_visible()
+
+
+def tab_to(page: Page, selector: str, most: int = 60) -> None:
+    """Press Tab until the focus is there."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("(s) => document.activeElement.matches(s)", selector):
+            return
+    raise AssertionError(f"no way to {selector} by keyboard")
+
+
+def test_a_conversion_by_keyboard_alone_and_a_thousand_presses(
+    page: Page, url: str, small_model: Path, tmp_path: Path
+) -> None:
+    page.goto(url)
+    page.locator("#model input").wait_for()
+    tab_to(page, "#model input")
+    page.keyboard.type(str(small_model))
+    tab_to(page, "#show-plan")
+    page.keyboard.press("Enter")
+    expect(page.locator("#plan")).to_contain_text("LlamaForCausalLM", timeout=SLOW_MS)
+    expect(page.locator("#submit")).to_be_enabled(timeout=SLOW_MS)
+    tab_to(page, "#to textarea, #to input")
+    page.keyboard.type(str(tmp_path / "by-keyboard"))
+    tab_to(page, "#submit")
+    # Whoever cannot wait, or whose script cannot.
+    page.evaluate("() => { for (let i = 0; i < 1000; i++) document.querySelector('#submit').click(); }")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/job?id=*", timeout=SLOW_MS)
+    expect(page.locator(".ts-pill")).to_have_text("published", timeout=SLOW_MS)
+    page.goto(f"{url}/jobs")
+    expect(page.locator("#jobs tr", has_text="by-keyboard")).to_have_count(1)
+
+
+def test_the_back_button_leads_to_what_was_looked_at(
+    page: Page, url: str, model: Path, small_model: Path
+) -> None:
+    fill(page, url, str(model))
+    expect(page.locator("#facts")).to_contain_text(model.name, timeout=SLOW_MS)
+    expect(page.locator("#submit")).to_be_enabled(timeout=SLOW_MS)
+    page.get_by_label("Model", exact=True).fill(str(small_model))
+    page.get_by_role("button", name="Show plan").click()
+    expect(page.locator("#facts")).to_contain_text(small_model.name, timeout=SLOW_MS)
+    expect(page.locator("#submit")).to_be_enabled(timeout=SLOW_MS)
+    page.go_back()
+    expect(page.locator("#facts")).to_contain_text(model.name, timeout=SLOW_MS)
+    expect(page.get_by_label("Model", exact=True)).to_have_value(str(model))
+
+
+def test_a_watch_is_made_changed_paused_and_removed(page: Page, url: str) -> None:
+    page.goto(f"{url}/watches")
+    page.get_by_label("Its name").fill("forge")
+    page.get_by_label("Destination").fill("me")
+    page.get_by_role("button", name="Save").click()
+    row = page.locator("#watches tbody tr")
+    expect(row).to_contain_text("watching", timeout=SLOW_MS)
+    page.get_by_label("Watch", exact=True).click()
+    page.get_by_role("option").first.click()
+    expect(page.get_by_label("Its name")).to_have_value("forge")
+    page.get_by_label("Jobs a day at most").fill("3")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#answer")).to_contain_text("Saved")
+    expect(row).to_have_count(1)
+    page.get_by_role("button", name="Pause or resume").click()
+    expect(row).to_contain_text("paused: by hand")
+    page.get_by_role("button", name="Dry run").click()
+    expect(page.locator("#answer [role=alert]")).to_contain_text("Hub", timeout=SLOW_MS)  # there is none here
+    page.get_by_role("button", name="History").click()
+    expect(page.locator("#answer")).to_contain_text("Nothing decided yet")
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator("#watches")).to_contain_text("No watches yet")

@@ -14,8 +14,11 @@ import gradio as gr
 from gradio.events import api
 
 from service.api import Service
-from tricks import TricksmithError
+from service.evidence_request import EvidenceRequest
+from tricks import Plan, TricksmithError
+from ui.pages import gallery as shown
 from ui.pages import parts
+from ui.pages.api_watches import WatchEndpoints
 from ui.pages.escape import esc
 from ui.pages.guard import check_folders
 from ui.pages.visitor import Visitor, visitor
@@ -26,14 +29,29 @@ Gpu = Callable[[], str]
 _EXAMPLE = """from gradio_client import Client
 
 client = Client("WHERE")
-client.predict("HuggingFaceTB/SmolLM2-135M", ["flashnorm"], api_name="/plan")
+model, tricks = "HuggingFaceTB/SmolLM2-135M", ["flashnorm"]
+client.predict(model, tricks, api_name="/plan")
 to = "you/SmolLM2-135M-FlashNorm"
-job = client.predict("HuggingFaceTB/SmolLM2-135M", ["flashnorm"], to, False, False, api_name="/submit")
-client.predict(job["id"], api_name="/job")
+job = client.predict(model, tricks, to, False, False, "quick", api_name="/submit")
+client.predict(job["id"], api_name="/job")["state"]          # once published:
+asked = client.predict(job["id"], "Once upon a time", 32, api_name="/compare")
+client.predict(asked["id"], api_name="/comparison")
 """
+_MOST = 200  # jobs in one answer
 
 
-def _asked(action: Callable[[Visitor], Any], request: gr.Request) -> Any:
+_TOLD = ("model", "architecture", "tricks", "places", "savings", "proof", "lossless", "fits")
+
+
+def told(plan: Plan) -> dict[str, Any]:
+    """What a plan says to people. The rest is for its converter, and `gradio_client` would take some of it
+    for files to be downloaded."""
+    data = plan.to_json() | {"fits": plan.fits}
+    return {name: data[name] for name in _TOLD}
+
+
+def asked(action: Callable[[Visitor], Any], request: gr.Request) -> Any:
+    """What the action answers this visitor, a refusal told in its own line."""
     try:
         return action(visitor(request))
     except TricksmithError as error:
@@ -49,7 +67,33 @@ class Endpoints:
 
     def search(self, words: str, request: gr.Request) -> list[Any]:
         """Models of the Hub that match: model, downloads and task of each."""
-        return [vars(hit) for hit in _asked(lambda _: self.service.search(words), request)]
+        return [vars(hit) for hit in asked(lambda _: self.service.search(words), request)]
+
+    def explore(self, model: str, request: gr.Request) -> dict[str, Any]:
+        """A model's figures, and for every trick whether it fits, where, and what it would save."""
+
+        def ask(asker: Visitor) -> dict[str, Any]:
+            check_folders(self.folders, model=model)
+            seen = self.service.explore(model, asker.token)
+            looks = [
+                {
+                    "trick": look.trick.name,
+                    "fits": look.fits,
+                    "reason": look.reason,
+                    "plan": told(look.plan) if look.plan else None,
+                }
+                for look in seen.looks
+            ]
+            source = {name: getattr(seen.source, name) for name in ("model", "commit", "licence")}
+            return {
+                **source,
+                "architecture": seen.architecture,
+                "figures": vars(seen.figures),
+                "tricks": looks,
+            }
+
+        found: dict[str, Any] = asked(ask, request)
+        return found
 
     def plan(self, model: str, tricks: list[str], request: gr.Request) -> dict[str, Any]:
         """What the tricks would change and save, proven, and what the work needs; no weight is read.
@@ -58,73 +102,131 @@ class Endpoints:
         def ask(asker: Visitor) -> dict[str, Any]:
             check_folders(self.folders, model=model)
             seen = self.service.preflight(model, tricks, asker.token)
-            return seen.plan.to_json() | {"preflight": seen.to_json()}
+            return told(seen.plan) | {"preflight": seen.to_json()}
 
-        found: dict[str, Any] = _asked(ask, request)
+        found: dict[str, Any] = asked(ask, request)
+        return found
+
+    def recipes(self, request: gr.Request) -> dict[str, Any]:
+        """The recipes of evidence: how much may be measured."""
+        found: dict[str, Any] = asked(lambda _: self.service.recipes(), request)
         return found
 
     def submit(
-        self, model: str, tricks: list[str], to: str, pr: bool, private: bool, request: gr.Request
+        self,
+        model: str,
+        tricks: list[str],
+        to: str,
+        pr: bool,
+        private: bool,
+        evidence: str,
+        request: gr.Request,
     ) -> dict[str, Any]:
-        """Queue a conversion, or find the job that does the same already; the job."""
+        """Queue a conversion, or find the job that does the same already; the job. `evidence` is a recipe's
+        name, or the YAML of one of your own."""
 
         def ask(asker: Visitor) -> dict[str, Any]:
             asker.check_signed_in()
             check_folders(self.folders, model=model, **({"to": to} if to else {}))
-            made = self.service.submit(model, tricks, to or None, pr=pr, private=private, grant=asker.grant)
+            made = self.service.submit(
+                model,
+                tricks,
+                to or None,
+                pr=pr,
+                private=private,
+                grant=asker.grant,
+                evidence=EvidenceRequest(evidence or "quick"),
+            )
             return made.to_json()
 
-        found: dict[str, Any] = _asked(ask, request)
+        found: dict[str, Any] = asked(ask, request)
         return found
 
     def jobs(self, limit: int, request: gr.Request) -> list[Any]:
         """The latest jobs, newest first."""
-        most = max(1, min(int(limit), 200))
+        most = max(1, min(int(limit), _MOST))
         return [
             job.to_json()
-            for job in _asked(lambda asker: self.service.jobs(most, viewer=asker.viewer), request)
+            for job in asked(lambda asker: self.service.jobs(most, viewer=asker.viewer), request)
         ]
+
+    def queue(self, request: gr.Request) -> list[Any]:
+        """The jobs that run or wait, newest first; `ahead` is how many are begun before one that waits."""
+
+        def ask(asker: Visitor) -> list[Any]:
+            found = [job for job in self.service.jobs(_MOST, viewer=asker.viewer) if not job.state.final]
+            return [
+                job.to_json() | {"ahead": self.service.place(job.id, viewer=asker.viewer)[0]} for job in found
+            ]
+
+        found: list[Any] = asked(ask, request)
+        return found
 
     def job(self, job_id: str, request: gr.Request) -> dict[str, Any]:
         """One job as it is now."""
-        found: dict[str, Any] = _asked(
-            lambda asker: self.service.job(job_id, viewer=asker.viewer).to_json(), request
-        )
+        return self._job(self.service.job, job_id, request)
+
+    def cancel(self, job_id: str, request: gr.Request) -> dict[str, Any]:
+        """Ask a job to stop; the job."""
+        return self._job(self.service.cancel, job_id, request)
+
+    def retry(self, job_id: str, request: gr.Request) -> dict[str, Any]:
+        """Queue a failed or cancelled job again; the job."""
+        return self._job(self.service.retry, job_id, request)
+
+    def _job(self, action: Callable[..., Any], job_id: str, request: gr.Request) -> dict[str, Any]:
+        found: dict[str, Any] = asked(lambda asker: action(job_id, viewer=asker.viewer).to_json(), request)
         return found
 
     def evidence(self, job_id: str, request: gr.Request) -> dict[str, Any]:
         """What the job measured; empty before it has."""
-        found = _asked(lambda asker: self.service.evidence(job_id, viewer=asker.viewer), request)
+        found = asked(lambda asker: self.service.evidence(job_id, viewer=asker.viewer), request)
         return {} if found is None else dict(found.to_json())
 
     def card(self, job_id: str, request: gr.Request) -> str:
         """The card that the job published, as Markdown; empty before it has."""
-        return str(_asked(lambda asker: self.service.card(job_id, viewer=asker.viewer), request) or "")
+        return str(asked(lambda asker: self.service.card(job_id, viewer=asker.viewer), request) or "")
 
-    def cancel(self, job_id: str, request: gr.Request) -> dict[str, Any]:
-        """Ask a job to stop; the job."""
-        found: dict[str, Any] = _asked(
-            lambda asker: self.service.cancel(job_id, viewer=asker.viewer).to_json(), request
+    def compare(self, job_id: str, prompt: str, new_tokens: int, request: gr.Request) -> dict[str, Any]:
+        """Have a published job's source and result write on after a prompt; what was asked, with its `id`."""
+
+        def ask(asker: Visitor) -> dict[str, Any]:
+            asker.check_signed_in()
+            who: dict[str, Any] = {"viewer": asker.viewer, "grant": asker.grant}
+            return vars(self.service.compare(job_id, prompt, int(new_tokens), **who))
+
+        found: dict[str, Any] = asked(ask, request)
+        return found
+
+    def comparison(self, comparison_id: str, request: gr.Request) -> dict[str, Any]:
+        """What both wrote so far, token by token, with cache bytes and speed; `final` says that it ended."""
+        found: dict[str, Any] = asked(
+            lambda asker: self.service.comparison(comparison_id, viewer=asker.viewer)[1].to_json(), request
         )
         return found
 
-    def retry(self, job_id: str, request: gr.Request) -> dict[str, Any]:
-        """Queue a failed or cancelled job again; the job."""
-        found: dict[str, Any] = _asked(
-            lambda asker: self.service.retry(job_id, viewer=asker.viewer).to_json(), request
-        )
+    def gallery(self, words: str, tricks: list[str], request: gr.Request) -> list[Any]:
+        """Converted models, with figures: those whose name holds `words`, and that have all of `tricks`."""
+
+        def ask(asker: Visitor) -> list[Any]:
+            found = shown.converted(self.service, asker, words, tricks)
+            return [job.to_json() | {"figures": shown.figures(self.service, job)} for job in found]
+
+        found: list[Any] = asked(ask, request)
         return found
 
     def all(self) -> tuple[Callable[..., Any], ...]:
         """Every action."""
-        read = (self.search, self.plan, self.jobs, self.job, self.evidence, self.card)
-        return (*read, self.submit, self.cancel, self.retry)
+        read = (self.search, self.explore, self.plan, self.recipes, self.gallery)
+        follow = (self.jobs, self.queue, self.job, self.evidence, self.card)
+        return (*read, self.submit, *follow, self.cancel, self.retry, self.compare, self.comparison)
 
 
 def build(service: Service, *, folders: bool, gpu: Gpu | None = None) -> None:
     """Add the endpoints, and their documentation, to the current Blocks; `gpu` where ZeroGPU lends one."""
     listed = []
-    for function in (*Endpoints(service, folders).all(), *([gpu] if gpu else [])):
+    watches = WatchEndpoints(service, asked)
+    for function in (*Endpoints(service, folders).all(), *watches.all(), *([gpu] if gpu else [])):
         api(function, api_name=function.__name__, concurrency_limit=8)
         said = " ".join((function.__doc__ or "").split())
         names = [name for name in function.__annotations__ if name not in ("request", "return")]

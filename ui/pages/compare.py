@@ -43,7 +43,7 @@ class Handlers:
     service: Service
 
     def opened(self, request: gr.Request) -> list[Any]:
-        """(jobs to choose from, prompt, new tokens) of the page's address."""
+        """(jobs to choose from, prompt, new tokens, button) as the page's address says."""
         asker, query = visitor(request), request.query_params
         try:
             jobs = self.service.jobs(_LOOKED_AT, viewer=asker.viewer)
@@ -53,16 +53,21 @@ class Handlers:
                 asked, _ = self.service.comparison(str(query["id"]), viewer=asker.viewer)
                 chosen, prompt, new = asked.job, asked.prompt, asked.new
         except TricksmithError:
-            return [gr.skip()] * 3  # the live part says why
+            return [gr.skip()] * 4  # the live part says why
         choices = [
             (f"{_name(job.model)} → {_name(job.to)} ({', '.join(job.tricks)})", job.id) for job in done
         ]
         known = {job.id for job in done}
         value = chosen if chosen in known else done[0].id if done else None
         info = None if done else "Nothing is published yet: convert a model first"
-        return [gr.update(choices=choices, value=value, info=info), prompt, new]
+        return [
+            gr.update(choices=choices, value=value, info=info),
+            prompt,
+            new,
+            gr.update(interactive=bool(done)),
+        ]
 
-    def compare(self, job_id: str | None, prompt: str, new: float, request: gr.Request) -> tuple[str, str]:
+    def ask(self, job_id: str | None, prompt: str, new: float, request: gr.Request) -> tuple[str, str]:
         """(the page's new address, problem); one of the two is empty."""
         try:
             if not job_id:
@@ -99,12 +104,12 @@ def build(page: gr.Blocks, service: Service) -> None:
         )
         new = gr.Slider(1, MOST_NEW, value=_NEW, step=1, label="New tokens", elem_id="new-tokens")
     with gr.Row(elem_classes="ts-actions"):
-        go = gr.Button("Compare", variant="primary", elem_id="compare")
+        go = gr.Button("Compare", variant="primary", interactive=False, elem_id="compare")
     problem = gr.HTML(elem_id="problem")
     gr.HTML(_BODY, js_on_load=live_script("live/compare"), elem_id="sides")
     address = gr.Textbox(visible=False)
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
-    page.load(on.opened, None, [job, prompt, new], **quiet)
-    go.click(on.compare, [job, prompt, new], [address, problem], trigger_mode="once", **quiet).then(
+    page.load(on.opened, None, [job, prompt, new, go], **quiet)
+    go.click(on.ask, [job, prompt, new], [address, problem], trigger_mode="once", **quiet).then(
         None, address, None, js=_SHOW
     )

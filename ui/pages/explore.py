@@ -18,8 +18,8 @@ import pandas as pd
 
 from service.api import Service
 from service.evidence_request import EvidenceRequest
-from service.explore import Explored
-from tricks import BadInput, TricksmithError
+from service.explore import QUICK, Explored
+from tricks import TRICKS, BadInput, TricksmithError
 from ui.pages import charts, found, limits, options, parts
 from ui.pages import sign_in as signing
 from ui.pages.escape import esc
@@ -50,6 +50,8 @@ _FIRST = ("flashnorm",)
 _LONGEST = 300  # characters of a model's or destination's name
 _SAME: list[Any] = [gr.skip()] * 7
 """Facts, wiring, cards and plots, left as they are."""
+_REST: list[Any] = [gr.skip()] * 5
+"""Plan, problem, button, address and what was seen, left as they are."""
 
 log = logging.getLogger(__name__)
 
@@ -74,26 +76,27 @@ class Handlers:
         return gr.update(choices=[(f"{hit.model}  ({hit.downloads:,} downloads)", hit.model) for hit in hits])
 
     def show(self, batch: str, model: str, chosen: list[str], *values: Any) -> Iterator[list[Any]]:
-        """Everything in `_Shown`, in two steps: what headers tell, then the plan with its proof."""
-        request: gr.Request = values[-1]
-        asker, off = visitor(request), gr.update(interactive=False)
+        """All that is shown, step by step: what headers tell, the plan with its proof, the other tricks."""
+        asker, off = visitor(values[-1]), gr.update(interactive=False)
         try:
             model, recipe = self._asked(model, chosen, values[:-1])
             check_folders(self.folders, model=model)
             yield [parts.waiting(_READING), *_SAME[1:], "", "", off, "", None]
-            seen = self.service.explore(model, asker.token)
+            quick = [name for name in TRICKS if name in (*QUICK, *chosen)]
+            seen = self.service.explore(model, asker.token, quick)
             address = _address(model, recipe)
             yield [*self._first(seen, int(batch)), parts.waiting(_PROVING), "", off, address, seen]
             ready = self.service.preflight(model, recipe, asker.token)
+            plan = parts.plan_view(ready.plan) + found.before(ready)
+            yield [*_SAME, plan, "", gr.update(interactive=ready.plan.fits), gr.skip(), gr.skip()]
+            if len(quick) < len(TRICKS) and (seen.figures.layers or 0) <= found.DEEPEST:
+                seen = self.service.explore(model, asker.token)
+                yield [*self._first(seen, int(batch)), *_REST[:-1], seen]
         except TricksmithError as error:
             yield [*_SAME, "", parts.problem(str(error)), off, "", gr.skip()]
-            return
         except Exception:
             log.exception("planning %r failed", model)
             yield [*_SAME, "", parts.problem(_OURS), off, "", gr.skip()]
-            return
-        plan = parts.plan_view(ready.plan) + found.before(ready)
-        yield [*_SAME, plan, "", gr.update(interactive=ready.plan.fits), gr.skip(), gr.skip()]
 
     def estimate(self, model: str, recipe: str, request: gr.Request) -> str:
         """How long conversion and evidence would take, in words; nothing while that is not known."""
@@ -256,7 +259,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
             gr.HTML(limits.told(service.settings.limits), elem_id="limits")
             problem = gr.HTML(elem_id="problem")
             job = gr.Textbox(visible=False)
-            address = gr.Textbox(visible=False)
+            address = gr.Textbox(visible="hidden")
         with gr.Column(scale=3, min_width=320):
             facts = gr.HTML(_empty(folders), elem_id="facts")
             cards = gr.HTML(elem_id="cards")
@@ -282,7 +285,8 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
     ]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
-    def explore(request: gr.Request, batch: str, *values: Any) -> Iterator[list[Any]]:
+    # Not `explore`: programs ask for that name.
+    def look_at(request: gr.Request, batch: str, *values: Any) -> Iterator[list[Any]]:
         yield from on.show(batch, *values, request)
 
     def convert(request: gr.Request, *values: Any) -> tuple[str, str]:
@@ -290,11 +294,13 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
 
     look: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "explore", **quiet}
     gr.on(
-        [show.click, model.select], explore, [plots.batch, *asked], shown, trigger_mode="always_last", **look
-    ).then(None, address, None, js=_ADDRESS).then(on.estimate, [model, evidence], takes, **quiet)
-    page.load(on.opened, None, [*asked, *chosen.groups.values()], **quiet).then(
-        _unless_empty(explore), [plots.batch, *asked], shown, **look
-    ).then(on.estimate, [model, evidence], takes, **quiet)
+        [show.click, model.select], look_at, [plots.batch, *asked], shown, trigger_mode="always_last", **look
+    )
+    address.change(None, address, None, js=_ADDRESS)
+    gr.on([show.click, model.select], on.estimate, [model, evidence], takes, **quiet)
+    opening = page.load(on.opened, None, [*asked, *chosen.groups.values()], **quiet)
+    opening.then(_unless_empty(look_at), [plots.batch, *asked], shown, **look)
+    opening.then(on.estimate, [model, evidence], takes, **quiet)
     evidence.input(on.estimate, [model, evidence], takes, trigger_mode="always_last", **quiet)
     plots.batch.input(on.rebatch, [plots.batch, seen], plots.cache, **quiet)
     model.key_up(on.suggest, None, model, concurrency_limit=8, trigger_mode="always_last", **quiet)
@@ -326,12 +332,12 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
         signing.keep_draft(page, sign_in, [model, tricks, to, private, evidence])
 
 
-def _unless_empty(explore: Any) -> Any:
+def _unless_empty(look_at: Any) -> Any:
     def opened(request: gr.Request, batch: str, *values: Any) -> Iterator[list[Any]]:
         if values[0]:
-            yield from explore(request, batch, *values)
+            yield from look_at(request, batch, *values)
         else:
-            yield [*_SAME, *[gr.skip()] * 5]
+            yield [*_SAME, *_REST]
 
     return opened
 

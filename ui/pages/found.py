@@ -6,14 +6,16 @@ from collections import Counter
 
 from service.explore import Explored
 from service.preflight import Preflight
-from tricks import Look
+from tricks import TRICKS, Look
 from ui.pages.escape import breakable, esc
 from ui.pages.parts import tile
 from ui.pages.picture import COLOURS, legend, picture
-from ui.pages.words import about, rank
+from ui.pages.words import about, in_order, rank
 from ui.text import count, duration, gains, group_places, size
 
 _REASONS = 3
+DEEPEST = 64
+"""Layers up to which every trick is looked at unasked."""
 
 
 def facts(seen: Explored) -> str:
@@ -38,8 +40,8 @@ def facts(seen: Explored) -> str:
 
 def wiring(seen: Explored) -> str:
     """The picture with its legend."""
-    plans = [(number, look.plan) for number, look in enumerate(seen.looks) if look.plan is not None]
-    names = [(number, look.trick.name) for number, look in enumerate(seen.looks)]
+    plans = [(_number(look), look.plan) for look in seen.looks if look.plan is not None]
+    names = [(_number(look), look.trick.name) for look in seen.looks]
     places = [place for _, plan in plans for place in plan.places]
     return (
         '<section class="ts-wiring"><h3>Wiring, and what each trick touches</h3>'
@@ -49,9 +51,26 @@ def wiring(seen: Explored) -> str:
 
 def cards(seen: Explored) -> str:
     """One card for each trick: fits, or does not fit because."""
-    looks = sorted(enumerate(seen.looks), key=lambda each: (not each[1].fits, rank(each[1].trick.name)))
-    shown = "".join(_card(number, look) for number, look in looks)
+    looks = sorted(seen.looks, key=lambda look: (not look.fits, rank(look.trick.name)))
+    shown = "".join(_card(_number(look), look) for look in looks)
+    looked = {look.trick.name for look in seen.looks}
+    deep = (seen.figures.layers or 0) > DEEPEST
+    shown += "".join(_pending(name, deep) for name in in_order() if name not in looked)
     return f'<section class="ts-cards" aria-label="Tricks">{shown}</section>'
+
+
+def _number(look: Look) -> int:
+    """A trick's number, which gives it its colour."""
+    return list(TRICKS).index(look.trick.name)
+
+
+def _pending(name: str, deep: bool) -> str:
+    """The card of a trick that was not looked at."""
+    said = "not looked at in so deep a model: choose it and “Show plan”" if deep else "looking …"
+    return (
+        f'<article class="ts-card" aria-busy="{str(not deep).lower()}"><h3>{esc(name)}</h3>'
+        f'<p class="ts-quiet">{esc(about(name))}</p><p>{esc(said)}</p></article>'
+    )
 
 
 def _card(number: int, look: Look) -> str:

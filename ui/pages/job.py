@@ -28,10 +28,10 @@ _LEFT = (
     '<div data-live="head" class="ts-slot-head"></div><p class="ts-sr" role="status" data-live="said"></p>'
     '<p class="ts-lost ts-warn" hidden role="alert">The connection is lost. The job goes on; this page tries '
     "again by itself.</p>"
-    '<p class="ts-quiet" data-live="where"></p>'
+    '<p class="ts-quiet ts-slot-where" data-live="where"></p>'
     '<div data-live="stages" id="stages" class="ts-slot-stages"></div>'
     '<div data-live="outcome" id="outcome"></div><details class="ts-details" open><summary>Log</summary>'
-    '<div data-live="log"></div></details>'
+    '<div data-live="log" class="ts-slot-log"></div></details>'
 )
 
 
@@ -50,15 +50,20 @@ class Handlers:
             plan = self.service.job_plan(job.id)
             card = self.service.card(job.id)
         except TricksmithError:
-            return [*_buttons(None, False), *[gr.update(visible=False)] * 3, "", _card(None)]
-        plots = [gr.update(visible=False)] * 3
+            return [*_buttons(None, False), *[gr.skip()] * 5]
+        # What is not there yet stays as it is: an update of a hidden plot costs more than all the rest, and
+        # all open pages of a job ask at the same time.
+        plots: list[Any] = [gr.skip()] * 3
         if evidence is not None:
-            plots = [
-                charts.drawn(charts.divergences(evidence)),
-                charts.drawn(charts.layers(evidence)),
-                charts.drawn(charts.losses(evidence)),
-            ]
-        return [*_buttons(job, mine), *plots, parts.plan_view(plan) if plan else "", _card(card)]
+            drawings = (charts.divergences(evidence), charts.layers(evidence), charts.losses(evidence))
+            plots = [charts.drawn(frame) for frame in drawings]
+        shown = gr.skip() if plan is None else parts.plan_view(plan)
+        return [
+            *_buttons(job, mine),
+            *plots,
+            shown,
+            gr.skip() if card is None else gr.update(value=readable(card), visible=True),
+        ]
 
     def _job(self, request: gr.Request) -> Job:
         job_id = str(request.query_params.get("id", ""))
@@ -93,13 +98,6 @@ def _buttons(job: Job | None, mine: bool) -> tuple[Any, Any]:
     )
 
 
-def _card(card: str | None) -> Any:
-    """The card, once there is one."""
-    if card is None:
-        return gr.update(value="", visible=False)
-    return gr.update(value=readable(card), visible=True)
-
-
 def readable(card: str) -> str:
     """A card without metadata, whose HTML is shown as text and whose pictures are links.
 
@@ -122,8 +120,8 @@ def build(page: gr.Blocks, service: Service) -> None:
                 retry = gr.Button("Retry", variant="primary", visible=False, elem_id="retry")
             problem = gr.HTML(elem_id="problem")
         with gr.Column(scale=3, min_width=320):
-            plots = _plots()
             plan = gr.HTML(elem_id="plan")
+            plots = _plots()
             card = gr.Markdown(visible=False, sanitize_html=True, latex_delimiters=[], elem_id="card")
     shown = [cancel, retry, *plots, plan, card]
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 16, "api_visibility": "private"}

@@ -27,7 +27,8 @@ const look = async () => {
       if (told.papers !== undefined && told.papers !== papers) {
         const first = papers === null;
         papers = told.papers;
-        if (!first) trigger('submit');
+        // Not all open pages at once.
+        if (!first) setTimeout(() => trigger('submit'), Math.random() * 3000);
       }
     }
   } catch (error) {

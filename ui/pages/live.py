@@ -25,6 +25,8 @@ from ui.pages.visitor import Visitor
 from ui.rates import WINDOW_S, per_second
 
 FRESH_S = 0.5
+STALE_S = 1.0
+"""A job is shown as it was this long ago at most, where it is being read anew."""
 COMPARED_MS = 400
 """How soon a page that shows two models writing asks again."""
 _FORGET_S = 120.0
@@ -83,6 +85,24 @@ class Live:
         self._queue: tuple[float, list[Job]] = (0.0, [])
         self._queue_lock = threading.Lock()
 
+    def known(self, job_id: str, asker: Visitor) -> Snapshot | None:
+        """The job as somebody just read it, or as it is while somebody reads it; None where nobody did.
+
+        It never waits: with many pages open on one job, this is the answer to nearly all of them.
+
+        Raises:
+            BadInput: there is no such job for this visitor.
+        """
+        reader = self._readers.get(job_id)
+        if reader is None or reader.snapshot is None or reader.job is None:
+            return None
+        age = time.monotonic() - reader.read
+        if age > (STALE_S if reader.lock.locked() else FRESH_S):
+            return None
+        reader.asked = time.monotonic()
+        asker.check_sees(reader.job)
+        return reader.snapshot
+
     def job(self, job_id: str, asker: Visitor) -> Snapshot:
         """The job as it is now, or was less than `FRESH_S` ago.
 
@@ -118,7 +138,8 @@ class Live:
         evidence = self._service.evidence(job_id) if _may_have_evidence(job) else None
         running = job.state is State.RUNNING and job.progress
         speed = per_second(list(reader.recent)) if running else None
-        papers = [job.state, job.stage, job.cancel, job.attempts, evidence is not None]
+        planned = job.stage not in (None, Stage.RESOLVE, Stage.PLAN)
+        papers = [job.state, planned, job.cancel, job.attempts, evidence is not None]
         told = {
             "head": parts.job_head(job),
             "stages": parts.stages(job, speed, reader.took),

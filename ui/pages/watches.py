@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from service.api import Service
 from service.watch_store import WatchStore
-from service.watches import Kind, Watch, new_watch
-from tricks import TRICKS, BadInput, TricksmithError
+from service.watches import Kind, Watch
+from tricks import TricksmithError
 from ui.pages import parts
 from ui.pages.escape import breakable, esc, when
 from ui.pages.visitor import visitor
+from ui.pages.watch_actions import WatchActions, check_operator
+from ui.pages.words import in_order
 from ui.text import duration
 
 _LONGEST = 300
@@ -28,6 +29,11 @@ class Handlers:
     service: Service
 
     @property
+    def actions(self) -> WatchActions:
+        """What can be done with them."""
+        return WatchActions(self.service)
+
+    @property
     def store(self) -> WatchStore:
         """The watches."""
         return self.service.watches
@@ -35,10 +41,7 @@ class Handlers:
     def guarded(self, action: Callable[[], str], request: gr.Request) -> tuple[str, str, Any]:
         """(list, answer, the choice of watches) after an action."""
         try:
-            if not visitor(request).operator:
-                raise BadInput(
-                    "watches are the operator's: they convert with this installation's own account"
-                )
+            check_operator(visitor(request))
             said = action()
         except TricksmithError as error:
             said = parts.problem(str(error))
@@ -52,15 +55,10 @@ class Handlers:
     ) -> tuple[str, str, Any]:  # fmt: skip
         """Keep what the fields say: a new watch, or the chosen one changed."""
 
+        fields = (watch_id, kind, target, tricks, to, every, per_day, private)
+
         def act() -> str:
-            filters = {"every": float(every or 0) * 60, "per_day": int(per_day or 0), "private": private}
-            made = new_watch(Kind(kind), target or "", tricks or [], to or "", **filters)
-            if watch_id:
-                former = self.store.get(watch_id)
-                made = replace(
-                    made, id=former.id, created=former.created, allow=former.allow, deny=former.deny
-                )
-            self.store.add(made)
+            made = self.actions.save(*fields)
             return f'<p role="status">Saved: {breakable(made.name)}. “Dry run” shows what it would do.</p>'
 
         return self.guarded(act, request)
@@ -69,12 +67,7 @@ class Handlers:
         """Pause the watch, or go on with it."""
 
         def act() -> str:
-            paused = self.store.state(self.store.get(watch_id or "").id).get("paused")
-            if paused:
-                self.store.set_state(watch_id, paused=None, failures=None, error=None, resumed=time.time())
-            else:
-                self.store.set_state(watch_id, paused="by hand")
-            return f'<p role="status">{"Resumed" if paused else "Paused"}.</p>'
+            return f'<p role="status">{"Paused" if self.actions.pause(watch_id or "") else "Resumed"}.</p>'
 
         return self.guarded(act, request)
 
@@ -82,31 +75,27 @@ class Handlers:
         """Forget the watch."""
 
         def act() -> str:
-            self.store.remove(watch_id or "")
+            self.actions.remove(watch_id or "")
             return '<p role="status">Removed; its jobs stay.</p>'
 
         return self.guarded(act, request)
 
     def dry_run(self, watch_id: str, request: gr.Request) -> tuple[str, str, Any]:
         """What the watch would do now."""
-
-        def act() -> str:
-            decisions = self.service.watching.poll(self.store.get(watch_id or ""), dry_run=True)
-            return _decisions([decision.to_json() for decision in decisions], "Nothing would be done.")
-
-        return self.guarded(act, request)
+        return self.guarded(
+            lambda: _decisions(self.actions.dry_run(watch_id or ""), "Nothing would be done."), request
+        )
 
     def history(self, watch_id: str, request: gr.Request) -> tuple[str, str, Any]:
         """What the watch decided."""
         return self.guarded(
-            lambda: _decisions(self.store.history(watch_id or ""), "Nothing decided yet."), request
+            lambda: _decisions(self.actions.history(watch_id or ""), "Nothing decided yet."), request
         )
 
     def load(self, watch_id: str, request: gr.Request) -> list[Any]:
         """The chosen watch in the fields."""
         try:
-            if not visitor(request).operator:
-                raise BadInput("not yours")
+            check_operator(visitor(request))
             watch = self.store.get(watch_id or "")
         except TricksmithError:
             return [gr.skip()] * 7
@@ -143,7 +132,7 @@ def build(page: gr.Blocks, service: Service) -> None:
             label="Its name", info="A user, a Hub id, a collection, or words", max_length=_LONGEST
         )
     with gr.Row():
-        tricks = gr.CheckboxGroup(list(TRICKS), value=["flashnorm"], label="Tricks")
+        tricks = gr.CheckboxGroup(in_order(), value=["flashnorm"], label="Tricks")
         to = gr.Textbox(label="Destination", info="A namespace of yours", max_length=_LONGEST)
     with gr.Row():
         every = gr.Number(15, label="Looked at every so many minutes", minimum=1, precision=0)
