@@ -25,15 +25,25 @@ def obstacles(subject: Subject) -> Iterator[tuple[str, str]]:
     if not found:
         yield "layers", "no attention block with an output projection was found"
         return
+    known: dict[tuple[Any, ...], bool] = {}
+
+    def around(layer: str, silenced: list[str]) -> bool:
+        """`goes_around`, asked once for layers of one class with the same modules."""
+        inside = tuple(path.removeprefix(layer) for path in silenced)
+        key = (type(small.get_submodule(layer)), inside)
+        if key not in known:
+            known[key] = goes_around(small, layer, silenced)
+        return known[key]
+
     norms = [norm.module for norm in subject.wiring.norms] + list(subject.wiring.unmeasured)
     for one in found:
         layer = _layer_of(one.where)
         others = _others(small, layer, found)
         between = sorted(norm.removeprefix(f"{layer}.") for norm in norms if norm.startswith(f"{layer}."))
         reasons = []
-        if goes_around(small, layer, [one.output]):
+        if around(layer, [one.output]):
             reasons.append(f"a skip connection goes around {one.output.removeprefix(layer + '.')}")
-        if others and goes_around(small, layer, others):
+        if others and around(layer, others):
             reasons.append(f"another goes around {_names(others, layer)}")
         if between:
             reasons.append("norms stand between the matrices: " + ", ".join(between))

@@ -176,6 +176,29 @@ def test_the_savings_at_full_size_are_the_papers() -> None:
     assert sum(merge["left"][2] ** 2 for merge in merges[2:]) == 2 * 128 * 128**2
 
 
+@pytest.mark.parametrize(("head", "free"), [(128, 96), (80, 0)])
+def test_a_rotated_share_of_a_head_is_that_of_the_full_model(head: int, free: int) -> None:
+    """A quarter of 128 channels is one in small as well; a quarter of 80 is 1 of 5, or 2 of 10, there."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 2 * head, "vocab_size": 100}
+    config = AutoConfig.for_model("gpt_neox", intermediate_size=128 * head, **sizes).to_dict()
+    config["architectures"] = None
+    shapes = saved_shapes(build(read_config(config, "it"), "meta", torch.bfloat16))
+    file = "model.safetensors"
+    infos = {name: TensorInfo(name, file, "BF16", tuple(shape), 0, 0) for name, shape in shapes.items()}
+    plan = draft_plan(Checkpoint("it", config, infos, (file,)), [parse_trick("matshrink")])
+    keys = [
+        merge["left"][1:]
+        for edit in plan.edits
+        if isinstance(edit, Make)
+        for merge in edit.options["merges"]
+        if merge["kind"] == "keys"
+    ]
+    # Whatever is found free lies behind the rotated quarter.
+    assert all(start % (3 * head) >= head // 4 for start, _ in keys)
+    assert {size for _, size in keys} <= {3 * head // 4}
+    assert keys or not free
+
+
 def test_what_does_not_fit_says_why(tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", "mamba", state_size=4)
     plan = make_plan(read_checkpoint(source), [parse_trick("matshrink")])
