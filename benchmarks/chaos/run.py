@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -266,6 +267,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wrong or options.keep:
         print(f"logs: {folder}")
         print(last_words(folder / "a.log"))
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     if not options.no_results:
         RESULTS.parent.mkdir(exist_ok=True)
         document = {"seed": seed, "jobs": total, "wrong": wrong, "cells": [vars(cell) for cell in cells]}
