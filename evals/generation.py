@@ -101,7 +101,12 @@ def continue_greedily(
                 raise cannot_run(found, prompts[0], error) from error
             meter.shrink(rows, "prompts")
             rows, parts = 1, []
-    return Continuations(torch.cat([p.tokens for p in parts]), torch.cat([p.logits for p in parts]))
+    return Continuations(
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.logits for part in parts]),
+        sum(part.cache_bytes for part in parts),
+        sum(part.cached for part in parts),
+    )
 
 
 @torch.inference_mode()

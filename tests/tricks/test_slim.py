@@ -17,6 +17,7 @@ from transformers import (
     StaticCache,
 )
 
+from evals import Evidence, compare
 from models.evaluate import HELDOUT
 from models.sounds import codebook, spoken
 from tricks import BadInput, Conversion, Plan, convert, make_plan, parse_trick, read_checkpoint
@@ -301,3 +302,16 @@ def test_the_other_modes_hold_in_exact_arithmetic(mode: str, slim: Any) -> None:
     source, _ = decoded(load("gpt2", FOLDERS["gpt2"]), "gpt2", ids)
     result, _ = decoded(load("gpt2", folder), "gpt2", ids)
     assert divergence(source, result) < 2e-4
+
+
+def test_evidence_reads_the_live_caches_in_the_storage_dtype(slim: Any) -> None:
+    plan, folder = slim("gptneox")
+    found = compare(FOLDERS["gptneox"], folder, lossless=plan.lossless, tricks=["slim"], tokens=2048)
+    assert found.verdict.publishable, found.reasons
+    cached = found.cached
+    assert cached is not None
+    assert cached.steps >= 300
+    assert cached.bytes == cached.tokens * plan.savings["cache_bytes_per_token_after"]
+    assert cached.bytes_source == cached.tokens * plan.savings["cache_bytes_per_token_before"]
+    assert any("live cache" in name for name, _ in found.headline())
+    assert Evidence.from_json(found.to_json()) == found
