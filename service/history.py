@@ -28,6 +28,7 @@ from huggingface_hub import CommitOperationAdd
 
 from service.hub import HubMissing, ask, hub, patience
 from service.jobs import PREFIX
+from service.upload import in_memory
 from tricks import BadInput, TricksmithError
 
 FORMAT = 1
@@ -130,7 +131,7 @@ class DatasetKeeper:
             self._commit(data)
 
     def _commit(self, data: bytes) -> None:
-        file, message = CommitOperationAdd(FILE, data), "Jobs of a Tricksmith Space"
+        file, message = CommitOperationAdd(FILE, in_memory(data)), "Jobs of a Tricksmith Space"
         api = hub(self.token)
         ask(
             self.repo,

@@ -17,6 +17,7 @@ from service.hub import HubMissing, ask, endpoint, hub, is_hub_id
 from service.rights import check_rights
 from service.space_files import secrets_of, space_files
 from service.space_setup import MARK, MOUNTED, Setup, make_setup
+from service.upload import in_memory
 from tricks import BadInput
 
 _EMPTY = {".gitattributes", "README.md"}
@@ -232,7 +233,7 @@ def _commit(api: HfApi, space: str, files: dict[str, bytes]) -> tuple[str, int]:
     gone = [name for name in there if name not in files and name != ".gitattributes"]
     if not changed and not gone:
         return head, 0
-    operations: list[Any] = [CommitOperationAdd(name, files[name]) for name in changed]
+    operations: list[Any] = [CommitOperationAdd(name, in_memory(files[name])) for name in changed]
     operations += [CommitOperationDelete(name) for name in gone]
     made = ask(
         space,

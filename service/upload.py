@@ -81,6 +81,11 @@ def additions(
             stream.close()
 
 
+def in_memory(data: bytes) -> bytes | io.BytesIO:
+    """What a commit adds, in a form in which its Hub takes it (see `additions`)."""
+    return data if endpoint() == DEFAULT_ENDPOINT else io.BytesIO(data)
+
+
 def send(
     api: HfApi, to: str, files: list[CommitOperationAdd], revision: str, pr: bool, progress: Progress
 ) -> None:
