@@ -167,7 +167,8 @@ def stop_with_stdin() -> None:
     """Stop this process, as SIGTERM does, when whoever started it is gone, however that ended."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        # Not `sys.stdin`: its lock, held by a thread that waits, is fatal where the interpreter ends first.
+        while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

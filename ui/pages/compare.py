@@ -29,7 +29,8 @@ _BODY = (
     'tries again by itself.</p><div data-live="sides" class="ts-slot-sides"></div>'
 )
 _SHOW = (
-    "(q) => { if (!q) return; window.history.replaceState(null, '', q); "
+    # Not `q` alone: the page's base is the folder above, and so would its address be.
+    "(q) => { if (!q) return; window.history.replaceState(null, '', window.location.pathname + q); "
     "window.dispatchEvent(new Event('ts-look')); }"
 )
 
@@ -104,7 +105,9 @@ def build(page: gr.Blocks, service: Service) -> None:
         )
         new = gr.Slider(1, MOST_NEW, value=_NEW, step=1, label="New tokens", elem_id="new-tokens")
     with gr.Row(elem_classes="ts-actions"):
-        go = gr.Button("Compare", variant="primary", interactive=False, elem_id="compare")
+        go = gr.Button(
+            "Compare", variant="primary", interactive=False, elem_id="compare", elem_classes="ts-once"
+        )
     problem = gr.HTML(elem_id="problem")
     gr.HTML(_BODY, js_on_load=live_script("live/compare"), elem_id="sides")
     address = gr.Textbox(visible=False)

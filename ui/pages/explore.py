@@ -45,7 +45,10 @@ _OURS = "something broke on our side; what you typed is kept: try again, or see 
 _READING = "Reading config and headers …"
 _PROVING = "Proving the plan on a small model of the same class …"
 _GO = "(id) => { if (id) window.location.assign('job?id=' + encodeURIComponent(id)); }"
-_ADDRESS = "(q) => { if (q && q !== window.location.search) window.history.pushState(null, '', q); }"
+_ADDRESS = (
+    "(q) => { if (q && q !== window.location.search) "
+    "window.history.pushState(null, '', window.location.pathname + q); }"
+)
 _FIRST = ("flashnorm",)
 _LONGEST = 300  # characters of a model's or destination's name
 _SAME: list[Any] = [gr.skip()] * 7
@@ -255,7 +258,9 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
                 pr = gr.Checkbox(label="As a pull request", elem_id="pr", visible=not signs_in())
                 private = gr.Checkbox(label="Private repo", elem_id="private")
             with gr.Row(elem_classes="ts-actions"):
-                submit = gr.Button("Convert", variant="primary", interactive=False, elem_id="submit")
+                submit = gr.Button(
+                    "Convert", variant="primary", interactive=False, elem_id="submit", elem_classes="ts-once"
+                )
             gr.HTML(limits.told(service.settings.limits), elem_id="limits")
             problem = gr.HTML(elem_id="problem")
             job = gr.Textbox(visible=False)

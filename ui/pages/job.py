@@ -117,7 +117,9 @@ def build(page: gr.Blocks, service: Service) -> None:
             live = gr.HTML(_LEFT, js_on_load=live_script("live/job"), elem_id="live")
             with gr.Row(elem_classes="ts-actions"):
                 cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="cancel")
-                retry = gr.Button("Retry", variant="primary", visible=False, elem_id="retry")
+                retry = gr.Button(
+                    "Retry", variant="primary", visible=False, elem_id="retry", elem_classes="ts-once"
+                )
             problem = gr.HTML(elem_id="problem")
         with gr.Column(scale=3, min_width=320):
             plan = gr.HTML(elem_id="plan")
