@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from service.gains import gains
-from service.hub import DEFAULT_ENDPOINT
+from service.hub import endpoint
 from service.manifest import digest
 from service.publish import UNVERIFIED
 from service.source import Source
@@ -215,7 +215,7 @@ def _licence_link(source: Source) -> str | None:
     link = _matching(source.card.get("license_link"), _WEB)
     file = _matching(source.card.get("license_link"), _FILE)
     if link is None and file is not None and source.folder is None:
-        return f"{DEFAULT_ENDPOINT}/{source.model}/blob/{source.commit}/{file}"
+        return f"{endpoint()}/{source.model}/blob/{source.commit}/{file}"
     return link or file
 
 
@@ -235,7 +235,7 @@ def _public_reference(source: Source) -> str:
 def _link(source: Source) -> str:
     if source.folder is not None:
         return f"{code(source.model)}, a local folder"
-    return f"[{escape(source.model)}]({DEFAULT_ENDPOINT}/{source.model}/tree/{source.commit})"
+    return f"[{escape(source.model)}]({endpoint()}/{source.model}/tree/{source.commit})"
 
 
 def _rows(places: Iterable[Place]) -> tuple[list[Row], int]:

@@ -161,7 +161,10 @@ def _clock(whose: str, theirs: float) -> Finding:
 
 def _workers(settings: Settings, url: str) -> Iterator[Finding]:
     with closing(Registry(url)) as registry:
-        workers = registry.workers()
+        workers, starting = registry.workers(), registry.starting()
+    if not workers and starting:
+        yield Finding("workers", Level.NOTE, "the first one is starting", "look again in a minute")
+        return
     if not workers:
         yield Finding("workers", Level.BAD, "none lives", "start `tricksmith worker` or `tricksmith serve`")
         return

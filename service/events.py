@@ -12,7 +12,7 @@ KEPT_EVENTS = 2000
 
 @dataclass(frozen=True)
 class Event:
-    """One entry of a job's stream: a new state, a new stage, or progress within a stage.
+    """One entry of a job's stream: a new state, a new stage, progress within a stage, or a note.
 
     `id` is the stream's own and grows; `at` is in unix seconds; `unit`, `done` and `total` are those of a
     `Report`; `text` is a sentence for the user (why a job failed, what a stage found).

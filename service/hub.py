@@ -4,8 +4,9 @@ Nothing here keeps a token: `None` means the one that huggingface_hub itself fin
 
 How it waits: the client is made by our factory (huggingface_hub's documented way to set one) with the hooks
 of huggingface_hub's own. It gives every request a time limit, and turns an answer that asks to wait into
-`SlowDown` before the client's own retries would sleep on it, deaf to a cancelled job. `ask` does the waiting:
-as long as the Hub asks for, within the `patience` of whoever called.
+`SlowDown`, and a failure that may pass into `Failing`, before the client's own retries would sleep on it
+deaf to a cancelled job. `ask` does the waiting: as long as the Hub asks for, within the `patience` of whoever
+called.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import email.utils
 import itertools
 import os
+import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -30,6 +32,7 @@ from huggingface_hub.utils import disable_progress_bars, logging, parse_ratelimi
 
 from service.hub_words import (
     DEFAULT_ENDPOINT,
+    Failing,
     HubConflict,
     HubMissing,
     HubUnavailable,
@@ -63,9 +66,12 @@ TIMEOUT_S = 30.0
 """What a question about metadata may take."""
 CONNECT_S = 10.0
 LONG_S = 1800.0
-"""How long in all a job's stage waits for a Hub that asks to slow down, or fails."""
+"""How long in all a job's stage waits for a Hub that asks to slow down."""
 TRANSFER_S = 120.0
 """How long an upload, a download or a commit may stand still."""
+
+_PASSING = frozenset({500, 502, 503, 504, *range(520, 531)})
+"""Statuses of a Hub, or of a proxy before it, that is ill or restarts."""
 
 # ASCII only: look-alike letters of other alphabets name another repo, or none.
 HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
@@ -73,11 +79,24 @@ HUB_ID = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for the Hub in all (seconds), how often to try what failed, and whether to stop."""
+    """How to wait for the Hub: `seconds` in all where it asks for it, and, where it fails, for `failing`
+    seconds at a stretch, or, where that is None, until something failed `tries` times. `stop` may raise;
+    `tell` gets a line before each wait.
+    """
 
     seconds: float = 15.0
     tries: int = 2
+    failing: float | None = None
     stop: Callable[[], None] = lambda: None
+    tell: Callable[[str], None] = lambda text: None
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest wait that the Hub did not ask for; the first is a sixtieth of it.
+
+        Half a minute where it may fail for ten.
+        """
+        return 30.0 if self.failing is None else self.failing / 20
 
 
 _PATIENCE: ContextVar[Patience] = ContextVar("patience", default=Patience())  # noqa: B039 (it is frozen)
@@ -86,9 +105,12 @@ _made = False
 
 
 @contextmanager
-def patience(seconds: float, tries: int = 6, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within the block, `ask` waits for a busy or failing Hub for `seconds`; `stop` may raise to end that."""
-    token = _PATIENCE.set(Patience(seconds, tries, stop))
+def patience(seconds: float, tries: int = 6, **more: Any) -> Iterator[None]:
+    """Within the block, `ask` waits for a busy or failing Hub as `Patience` says; `more` are its fields.
+
+    What is not given is as it is around the block, but for `tries`.
+    """
+    token = _PATIENCE.set(replace(_PATIENCE.get(), seconds=seconds, tries=tries, **more))
     try:
         yield
     finally:
@@ -122,17 +144,29 @@ def ask(repo: str, call: Callable[[], T], revision: str | None = None) -> T:
         BadInput: in one line, what the Hub said about `repo`.
     """
     given = _PATIENCE.get()
-    end = time.monotonic() + given.seconds
+    begun = time.monotonic()
+    ill: float | None = None  # since when it fails
     failures = 0
     for attempt in itertools.count():
         try:
             with hub_errors(repo, revision):
                 return call()
         except HubUnavailable as error:
+            now = time.monotonic()
             failures += not error.limited
-            wait = error.wait if error.wait is not None else min(0.5 * 2**attempt, 30.0)
-            if failures >= given.tries or time.monotonic() + wait > end:
+            ill = None if error.limited else now if ill is None else ill
+            wait = (
+                error.wait if error.wait is not None else min(given.longest / 60 * 2**attempt, given.longest)
+            )
+            if error.wait is None:  # many jobs wait for one Hub
+                wait *= random.uniform(0.75, 1.0)
+            if ill is not None and given.failing is not None:
+                over = now + wait > ill + given.failing
+            else:
+                over = failures >= given.tries or now + wait > begun + given.seconds
+            if over:
                 raise
+            given.tell(f"{str(error).partition(';')[0]}; asked again in {max(1, round(wait))} s")
             _sleep(wait, given.stop)
     raise AssertionError  # the loop has no end
 
@@ -149,7 +183,16 @@ def _client(hooks: dict[str, list[Callable[..., Any]]]) -> httpx2.Client:
         "request": [*hooks.get("request", []), _limit_time],
         "response": [*hooks.get("response", []), _heed_limit],
     }
-    return httpx2.Client(event_hooks=ours, follow_redirects=True, timeout=None)  # `_limit_time` sets them
+    return _Client(event_hooks=ours, follow_redirects=True, timeout=None)  # `_limit_time` sets them
+
+
+class _Client(httpx2.Client):
+    def send(self, *args: Any, **kwargs: Any) -> httpx2.Response:
+        """As it is, but for the errors of a network that may be back soon."""
+        try:
+            return super().send(*args, **kwargs)
+        except (httpx2.NetworkError, httpx2.TimeoutException, httpx2.RemoteProtocolError) as error:
+            raise Failing(None) from error
 
 
 def _limit_time(request: httpx2.Request) -> None:
@@ -163,6 +206,8 @@ def _heed_limit(response: httpx2.Response) -> None:
     busy = response.status_code == 503 and "retry-after" in response.headers
     if response.status_code == 429 or busy:
         raise SlowDown(_asked_wait(response.headers))
+    if response.status_code in _PASSING:
+        raise Failing(response.status_code)
 
 
 def _asked_wait(headers: httpx2.Headers) -> float | None:

@@ -57,6 +57,14 @@ class SlowDown(Exception):
         self.seconds = seconds
 
 
+class Failing(Exception):
+    """The Hub answered with a `status` that may pass, or (None) did not answer."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__(f"the Hub fails ({status or 'no answer'})")
+        self.status = status
+
+
 def endpoint() -> str:
     """The Hub's address, read at every call: huggingface_hub itself reads `HF_ENDPOINT` at import only."""
     return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or DEFAULT_ENDPOINT
@@ -72,7 +80,7 @@ def hub_errors(repo: str, revision: str | None = None) -> Iterator[None]:
         yield
     except TricksmithError:
         raise
-    except (SlowDown, httpx2.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SlowDown, Failing, httpx2.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise  # the disk's trouble, not the Hub's
         raise _in_words(error, repo, revision) from error
@@ -94,6 +102,8 @@ def _in_words(error: Exception, repo: str, revision: str | None) -> BadInput:
     ]
     if isinstance(error, SlowDown):
         return _busy(repo, error.seconds)
+    if isinstance(error, Failing):
+        return HubUnavailable(_unreachable() if error.status is None else _failed(repo, error.status))
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
         return _in_words(error.__cause__, repo, revision)  # a refusal, which the client takes for an absence
     for kinds, words in said:
@@ -127,6 +137,10 @@ def _missing(repo: str) -> str:
 
 def _unreachable() -> str:
     return f"the Hub at {endpoint()} cannot be reached; check the network, or give a local folder"
+
+
+def _failed(repo: str, status: int) -> str:
+    return f"the Hub failed on {repo} (status {status}); try again later"
 
 
 def _unusable(repo: str) -> str:
@@ -195,5 +209,5 @@ def _from_status(response: httpx2.Response, repo: str, revision: str | None) -> 
     if status in said:
         return said[status]
     if status == 408 or (status >= 500 and status != 501):  # 501: it will not do so later either
-        return HubUnavailable(f"the Hub failed on {repo} (status {status}); try again later")
+        return HubUnavailable(_failed(repo, status))
     return BadInput(f"the Hub refuses the request for {repo} (status {status}); check it and try again")

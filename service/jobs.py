@@ -490,6 +490,10 @@ class JobStore:
         event = {"kind": "progress", "stage": stage.value, "unit": unit, "done": done, "total": total}
         self._note(job_id, owner, {"progress": [unit, done, total]}, event)
 
+    def say(self, job_id: str, owner: str, stage: Stage, text: str) -> None:
+        """A sentence about what the job waits for in `stage`."""
+        self._note(job_id, owner, {}, {"kind": "note", "stage": stage.value, "text": text})
+
     def lay_down(self, job_id: str, owner: str, name: str, text: str) -> None:
         """Keep the job's plan, evidence or card.
 

@@ -1,7 +1,8 @@
 """Which workers live: each says so every few seconds, and is forgotten when it stops saying it.
 
 Keys under `tricksmith:`: `worker:ID` holds one worker's `About` as JSON and vanishes by itself; `workers` is
-the set of ids that were ever told, swept when read.
+the set of ids that were ever told, swept when read. `starting` is there while a worker starts: from the
+moment at which somebody means to have one until it says itself that it lives.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import redis
 from service.jobs import PREFIX, SCHEMA, SOCKET_TIMEOUT
 
 SEEN_FOR = 15.0  # seconds without a word after which a worker counts as gone
+START_WITHIN = 60.0  # seconds for which a worker that was announced is believed to start
 ASK_EVERY = 2.0  # seconds for which an answer is used again
 
 
@@ -55,11 +57,20 @@ class Registry:
         """Close the connections."""
         self._redis.close()
 
+    def announce(self) -> None:
+        """A worker starts."""
+        self._redis.set(PREFIX + "starting", "1", px=int(START_WITHIN * 1000))
+
+    def starting(self) -> bool:
+        """Whether a worker starts that does not live yet."""
+        return bool(self._redis.exists(PREFIX + "starting"))
+
     def say(self, about: About) -> None:
         """This worker lives."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.set(f"{PREFIX}worker:{about.id}", json.dumps(asdict(about)), px=int(SEEN_FOR * 1000))
             pipe.sadd(PREFIX + "workers", about.id)
+            pipe.delete(PREFIX + "starting")
             pipe.execute()
 
     def leave(self, worker: str) -> None:

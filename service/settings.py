@@ -57,6 +57,8 @@ class Settings:
     host: str = field(default_factory=socket.gethostname)
     requests_per_second: int = 100
     """Of one address at the web side, after a first burst; 0 for any number."""
+    hub_patience: float = 600.0
+    """Seconds for which a job asks a Hub again that fails or is away, before it fails itself."""
     metrics_port: int = 0
     """Where a worker serves its health and metrics on all addresses; 0 for nowhere."""
     json_logs: bool = False
@@ -111,6 +113,7 @@ class Settings:
             lease=float(read.count("LEASE", 30, unit="whole seconds")),
             time_limit=3600.0 * read.count("TIME_LIMIT_HOURS", 24),
             memory=read.size("MEMORY", 0),
+            hub_patience=float(read.count("HUB_PATIENCE", 600, unit="whole seconds")),
             cache=read.size("SOURCE_CACHE", Settings.cache),
             large_from=read.size("LARGE_FROM", Settings.large_from),
             gpu_from=read.size("GPU_FROM", Settings.gpu_from),

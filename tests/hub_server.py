@@ -131,10 +131,11 @@ class HubServer:
         class Handler(_Handler):
             world = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._handler = Handler
+        self._port = 0
+        self.away = False
+        self._open()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
         self.cdn = self.endpoint.replace("127.0.0.1", "localhost")  # another host in the client's eyes
 
     def __enter__(self) -> HubServer:
@@ -142,9 +143,26 @@ class HubServer:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.hang_up()
+
+    def _open(self) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
+        self._server.daemon_threads = True
+        self._port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+
+    def hang_up(self) -> None:
+        """From here on connections are refused, and those that are open are cut."""
+        self.away = True
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def listen(self) -> None:
+        """Take connections again, at the same address."""
+        self.away = False
+        self._open()
+        self._thread.start()
 
     def add_model(
         self, repo_id: str, folder: Path | dict[str, bytes], *, gated: bool = False, private: bool = False

@@ -22,7 +22,7 @@ from ui.commands_watch import watch
 from ui.follow import follow
 from ui.preflight import preflight_lines
 from ui.progress import Progress, note
-from ui.stack import has_workers, processes, queue_service
+from ui.stack import are_starting, await_workers, has_workers, processes, queue_service
 from ui.text import ago, count, duration, evidence_text, group_places, one_line, proof_line, savings_rows
 
 if TYPE_CHECKING:  # evals brings torch
@@ -111,6 +111,9 @@ def submit(args: argparse.Namespace) -> int:
 
     with answering(args.json) as answer, queue_service() as (service, settings):
         served = has_workers(settings)
+        if not served and are_starting(settings):
+            note("the workers are starting; the job waits for them")
+            served = await_workers(settings) if args.wait else True
         if not served and not args.wait:
             raise BadInput(
                 "no worker is running; start `tricksmith serve` in another terminal, or add --wait"

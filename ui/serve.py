@@ -13,7 +13,7 @@ from service.settings import Settings
 from ui.cli import DONE
 from ui.pages.guard import is_loopback
 from ui.progress import note, say
-from ui.stack import log_file, processes, queue_service
+from ui.stack import announced, log_file, processes, queue_service
 
 if TYPE_CHECKING:  # Gradio takes seconds to import
     from ui.pages.api import Gpu
@@ -26,6 +26,7 @@ def serve(host: str, port: int, workers: int) -> int:
     with (
         signals(stop),
         queue_service() as (service, settings),
+        announced(settings, workers),
         page(service, host, port),
         processes(settings, roles),
     ):

@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from types import MappingProxyType
 from service.api import Service
 from service.queue import make_app
 from service.redis_server import running_redis
+from service.registry import Registry
 from service.settings import Settings
 
 _STOP_S = 20.0
@@ -28,6 +30,28 @@ def queue_service() -> Iterator[tuple[Service, Settings]]:
     with running_redis(settings) as url:
         settings = replace(settings, redis_url=url)
         yield Service(settings), settings
+
+
+@contextmanager
+def announced(settings: Settings, workers: int) -> Iterator[None]:
+    """Say before the block begins that it will start `workers`: whoever submits meanwhile is told so."""
+    if workers:
+        with closing(Registry(settings.redis_url or "")) as registry:
+            registry.announce()
+    yield
+
+
+def are_starting(settings: Settings) -> bool:
+    """Whether a worker starts on this Redis that does not take jobs yet."""
+    with closing(Registry(settings.redis_url or "")) as registry:
+        return registry.starting()
+
+
+def await_workers(settings: Settings) -> bool:
+    """Wait while a worker starts; whether one answers then."""
+    while are_starting(settings):
+        time.sleep(0.5)
+    return has_workers(settings)
 
 
 def has_workers(settings: Settings) -> bool:

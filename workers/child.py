@@ -23,6 +23,7 @@ from typing import IO, Any
 from service.disk import is_disk_full
 from service.evidence_request import memory_of, recipe_of
 from tricks import Cancelled, Plan, TricksmithError, convert, make_plan, parse_trick, stated_budget
+from workers.trees import end_descendants
 from workers.wire import Error, checkpoint_from_json
 
 REPORT_EVERY = 0.1  # seconds
@@ -52,6 +53,7 @@ class Child:
             else:
                 self._todo.put(request)
         # No clean-up: the worker is gone or done with us, and work in hand must not be finished.
+        end_descendants(os.getpid())
         os._exit(0)
 
     def _answer(self, message: dict[str, Any]) -> None:

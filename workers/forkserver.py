@@ -3,7 +3,8 @@
 Started by `workers.forks` as `python -P -m workers.forkserver FD` with an environment without secrets
 (`environment.py`). It imports what a job needs, never looks at a GPU, holds no token and reads no weights;
 then it forks one child per request, in about a millisecond instead of the seconds that the imports take, and
-tells each child's exit code. It ends when the worker's end of its socket closes.
+tells each child's exit code. What a child had started dies with it. It ends when the worker's end of its
+socket closes, and all that it ever forked ends with it.
 
 A request is one JSON object with five file descriptors: the child's input, output and log, the lock of its
 work folder, and a pipe for the exit code. Answers are pids, one line each.
@@ -24,6 +25,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+from workers.trees import adopt_orphans, end_descendants
 
 PRELOAD = ("numpy", "torch", "transformers", "safetensors.torch", "tokenizers", "tricks", "evals")
 OOM_SCORE = "500"  # of 1000: where memory runs out, the kernel takes a child before its worker
@@ -51,6 +54,7 @@ class ForkServer:
                     if ready.fileobj is self._channel:
                         message, fds, _, _ = socket.recv_fds(self._channel, MOST, 5)
                         if not message:
+                            end_descendants(os.getpid())
                             return
                         self._channel.send(b"%d\n" % self._fork(json.loads(message), fds))
                     else:
@@ -69,19 +73,27 @@ class ForkServer:
         return pid
 
     def _reap(self) -> None:
+        """Tell the codes of children that ended; the rest that ended here were their orphans."""
         for pid, fd in list(self._codes.items()):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
+                del self._codes[pid]
+                end_descendants(os.getpid(), spared=self._codes)  # its orphans are our children now
                 with suppress(BrokenPipeError):
                     os.write(fd, b"%d\n" % os.waitstatus_to_exitcode(status))
                 os.close(fd)
-                del self._codes[pid]
+        with suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if ended.si_pid in self._codes:
+                    break  # it ended just now: the next signal is its own
+                os.waitpid(ended.si_pid, 0)
 
     def _become(self, request: dict[str, Any], fds: list[int]) -> NoReturn:
         """From here on this process is the child of one job."""
         code = 1
         try:
             os.setsid()
+            adopt_orphans()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _arrange(fds[:4])
@@ -133,6 +145,7 @@ def main() -> None:
     assert not torch.cuda.is_initialized()
     gc.collect()
     gc.freeze()  # a child's collector then leaves the shared pages alone
+    adopt_orphans()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         channel.send(b"ready\n")
         ForkServer(channel).serve()

@@ -56,6 +56,7 @@ def run_worker(
     settings = replace(settings, concurrency=concurrency or settings.concurrency)
     stops = threading.Event()
     with running_redis(settings) as url, Worker(url, settings, queues, stops) as worker:
+        worker.registry.announce()
         worker.forks.wait_until_ready()  # no job waits here while another worker could have it
         app = make_app(url)
         add_tasks(app, worker)

@@ -19,6 +19,7 @@ import psutil
 from service.disk import FULL
 from tricks import BadInput, Cancelled, Report, TricksmithError
 from workers.forks import Forks, kill_group, wait_until_gone
+from workers.trees import descendants, end_descendants
 from workers.wire import Error
 
 POLL = 0.1  # seconds between two looks at whether to stop
@@ -158,10 +159,11 @@ class ChildProcess:
         if self._ended:
             return
         self._ended = True
-        started = _descendants(self.pid)
+        started = descendants(self.pid)
         kill_group(self.pid, signal.SIGTERM)
         with suppress(ChildProcessError):
             if self._child.wait(self._grace / 2) is None:
+                end_descendants(self.pid)  # before their parent: what it leaves would be nobody's
                 kill_group(self.pid, signal.SIGKILL)
                 self._child.wait(10.0)
         kill_group(self.pid, signal.SIGKILL)  # what it started and did not end
@@ -252,18 +254,11 @@ def oom_kills() -> int:
     return 0
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
-        return found
-    return []
-
-
 def _memory(pid: int) -> int:
     """Bytes that only this process tree needs: mapped files can be dropped, forked pages are shared."""
     total = 0
     with suppress(psutil.NoSuchProcess):
-        for process in [psutil.Process(pid), *_descendants(pid)]:
+        for process in [psutil.Process(pid), *descendants(pid)]:
             with suppress(psutil.NoSuchProcess):
                 used = process.memory_info()
                 total += used.rss - used.shared

@@ -131,7 +131,8 @@ class Run:
     def _outcome(self) -> End | None:
         """How the job ends; None where it does not end here."""
         try:
-            with self._stack, patience(LONG_S, stop=self._heed):
+            failing = self._worker.settings.hub_patience
+            with self._stack, patience(LONG_S, failing=failing, stop=self._heed, tell=self._say):
                 evidence, result = self._stages()
             return End(State.PUBLISHED, verdict=evidence.verdict.value, result=result)
         except Cancelled:
@@ -331,6 +332,12 @@ class Run:
             self._told = now
             with suppress(redis.RedisError):  # progress is not worth waiting for
                 self._store.progress(self._job.id, self._owner, self._stage, unit, done, total)
+
+    def _say(self, text: str) -> None:
+        """A line for the log of the job, and for whoever looks at it."""
+        log.warning("%s", text)
+        with suppress(redis.RedisError):
+            self._store.say(self._job.id, self._owner, self._stage, one_line(text))
 
     def _lay_down(self, name: str, text: str) -> None:
         self._patiently(lambda: self._store.lay_down(self._job.id, self._owner, name, text))

@@ -147,6 +147,13 @@ def finished(store: JobStore) -> int:
     return sum(int(number) for name, number in store.counts().items() if name.startswith("jobs|"))
 
 
+def pace(jobs: Sequence[Job], count: int, parts: int = 5) -> list[float]:
+    """Jobs per second over the first `count` ends, in equal `parts`: a history that costs shows here."""
+    ends = sorted(job.finished for job in jobs if job.finished is not None)[:count]
+    edges = [round(n * (len(ends) - 1) / parts) for n in range(parts + 1)]
+    return [(b - a) / max(1e-9, ends[b] - ends[a]) for a, b in pairwise(edges)]
+
+
 def wrongly_there(jobs: Sequence[Job], out: Path) -> list[str]:
     """Published jobs whose folder is not whole, and folders that no published job speaks of."""
     published = {Path(job.to) for job in jobs if job.state is State.PUBLISHED}
@@ -271,6 +278,7 @@ def measure(
         "states": states,
         "lost": lost,
         "drained_per_second": rate,
+        "drained_per_second_by_fifths": pace(ended, options.drain),
         "overhead_seconds": {"median": statistics.median(overheads), "p95": percentile(overheads, 0.95)},
         "redis_bytes_per_job": redis_bytes,
         "throughput": throughput,

@@ -45,6 +45,8 @@ class BaseHandler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         """Take one request in and answer it."""
+        if self.world.away:
+            raise Dropped
         parts = urlsplit(self.path)
         said = self.headers.get("Authorization") or ""
         token = "" if said.startswith("Basic ") else said.removeprefix("Bearer ")

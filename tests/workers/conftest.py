@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from service.api import Service
+from service.jobs import Job
+from service.redis_server import running_redis
 from service.settings import Settings
+from tests.workers.running import Runner
 from workers.forks import Forks
+from workers.run import run_job
+from workers.worker import Worker
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +72,18 @@ def service(settings: Settings) -> Iterator[Service]:
     """The service on an embedded Redis."""
     with Service(settings) as service:
         yield service
+
+
+@pytest.fixture
+def run(settings: Settings, forks: Forks) -> Runner:
+    """Run a job here, as a worker does, and return it as it is then."""
+
+    def run(job: Job, stops: threading.Event | None = None) -> Job:
+        with running_redis(settings) as url, Worker(url, settings, stops=stops, forks=forks) as worker:
+            attempt = worker.this_job(job.id)
+            assert attempt is not None
+            done = run_job(attempt, worker)
+        assert done is not None
+        return done
+
+    return run

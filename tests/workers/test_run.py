@@ -8,9 +8,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import psutil
 import pytest
@@ -18,59 +16,17 @@ from safetensors.torch import load_file, save_file
 from transformers import OlmoConfig, OlmoForCausalLM
 
 from service.api import Service
-from service.events import Event
 from service.jobs import Job, Stage, State
 from service.redis_server import running_redis
 from service.settings import Settings
 from tests.hub_server import HubServer
+from tests.workers.running import Runner, in_verify, on_event
 from tricks import Plan, make_plan, parse_trick, read_checkpoint
 from workers.forks import Forks
 from workers.marks import Marks
 from workers.process import ChildProcess, DiskFull
-from workers.run import one_line, run_job
+from workers.run import one_line
 from workers.worker import Worker
-
-
-class Runner(Protocol):
-    def __call__(self, job: Job, stops: threading.Event | None = None) -> Job: ...
-
-
-@pytest.fixture
-def run(settings: Settings, forks: Forks) -> Runner:
-    """Run a job here, as a worker does, and return it as it is then."""
-
-    def run(job: Job, stops: threading.Event | None = None) -> Job:
-        with running_redis(settings) as url, Worker(url, settings, stops=stops, forks=forks) as worker:
-            attempt = worker.this_job(job.id)
-            assert attempt is not None
-            done = run_job(attempt, worker)
-        assert done is not None
-        return done
-
-    return run
-
-
-def on_event(
-    service: Service, job: Job, wanted: Callable[[Event], bool], do: Callable[[], object]
-) -> threading.Thread:
-    """Do something as soon as the job tells a certain event."""
-
-    def follow() -> None:
-        after = "0"
-        while True:
-            for event in service.events(job.id, after, block_ms=1000):
-                after = event.id
-                if wanted(event):
-                    do()
-                    return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    return thread
-
-
-def in_verify(event: Event) -> bool:
-    return event.kind == "progress" and event.stage == "verify"
 
 
 def stages_worked(service: Service, job: Job) -> list[str]:

@@ -73,6 +73,8 @@ class _Reader:
             self.log.append((event.at, f"{said}; {event.text}" if event.text else said))
         elif event.kind == "state":
             self.log.append((event.at, f"{event.state}{': ' + event.text if event.text else ''}"))
+        elif event.kind == "note" and event.text:
+            self.log.append((event.at, f"{event.stage}: {event.text}"))
 
 
 class Live:
