@@ -4,7 +4,7 @@ Nothing here keeps a token: `None` means the one that huggingface_hub itself fin
 
 How it waits: the client is made by our factory (huggingface_hub's documented way to set one) with the hooks
 of huggingface_hub's own. It gives every request a time limit, and turns an answer that asks to wait into
-`SlowDown`, and a failure that may pass into `Failing`, before the client's own retries would sleep on it
+`SlowDown`, and a failure that may pass into `Failing`, before the client's own retries would sleep on it,
 deaf to a cancelled job. `ask` does the waiting: as long as the Hub asks for, within the `patience` of whoever
 called.
 """

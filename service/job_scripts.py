@@ -200,7 +200,8 @@ TAKE = (
     + """
 -- ask: lanes [in order], owner, lease (ms), schema (the latest known), set, user_running,
 --      large (most large jobs at a time), large_lanes
--- answer: the id of the job that is the owner's now, or ''
+-- answer: the id of the job that is the owner's now; else 'newer ID' of one of a later schema, or ''
+local newer
 local taken = redis.call('GET', P .. 'taken:' .. ask.owner)
 if taken then return taken end  -- the answer to an earlier try was lost on its way
 local large = 0
@@ -215,7 +216,9 @@ for _, lane in ipairs(ask.lanes) do
       if not busy then
         for _, id in ipairs(redis.call('ZRANGE', line .. ':' .. user, 0, 9)) do
           -- A later schema may ask for what this worker does not know: that waits for a newer one.
-          if (field(id, 'schema') or 1) <= ask.schema then
+          if (field(id, 'schema') or 1) > ask.schema then
+            newer = newer or id
+          else
             if move(id, 'running', {queued = true}, ask) == 'ok' then
               redis.call('SET', P .. 'taken:' .. ask.owner, id, 'PX', ask.lease)
               return id
@@ -230,7 +233,7 @@ for _, lane in ipairs(ask.lanes) do
     end
   end
 end
-return ''
+return newer and ('newer ' .. newer) or ''
 """
 )
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +43,8 @@ from service.events import KEPT_EVENTS, Event
 from service.lanes import LANES, LARGE_LANES, lane
 from service.limits import Limits, Reached
 from tricks import BadInput, TricksmithError
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 3
 """Of the records that this release makes; 2 had no `evidence_asked`.
@@ -217,6 +220,7 @@ class JobStore:
             socket_connect_timeout=SOCKET_TIMEOUT,
             health_check_interval=30,
         )
+        self._left_alone: set[str] = set()
         register = self._redis.register_script
         self._create, self._move, self._take = map(register, (scripts.CREATE, scripts.MOVE, scripts.TAKE))
         self._tell, self._beat, self._lay_down = map(register, (scripts.TELL, scripts.BEAT, scripts.LAY_DOWN))
@@ -445,7 +449,23 @@ class JobStore:
             large=large,
             large_lanes=[name for name in LARGE_LANES if name.partition("/")[0] in queues],
         )
+        if taken.startswith("newer "):
+            self._leave_alone(taken.removeprefix("newer "))
+            return None
         return self.get(taken) if taken else None
+
+    def _leave_alone(self, job_id: str) -> None:
+        """Say once of each job that this release takes no jobs of its kind."""
+        if job_id in self._left_alone:
+            return
+        self._left_alone.add(job_id)
+        schema = self._redis.hget(_job(job_id), "schema")
+        log.warning(
+            "job %s waits for a newer worker: its record has schema %s, this one knows %d; finish the upgrade",
+            job_id,
+            schema,
+            SCHEMA,
+        )
 
     def begin(self, job_id: str, owner: str, lease: float, worker: str = "") -> Job:
         """Take this job: queued, or running at a worker that went silent for its whole lease.
