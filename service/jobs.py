@@ -461,7 +461,7 @@ class JobStore:
         self._left_alone.add(job_id)
         schema = self._redis.hget(_job(job_id), "schema")
         log.warning(
-            "job %s waits for a newer worker: its record has schema %s, this one knows %d; finish the upgrade",
+            "job %s waits for a newer worker: its record has schema %s, this knows %d; finish the upgrade",
             job_id,
             schema,
             SCHEMA,

@@ -121,6 +121,10 @@ class HubServer:
         self.upload_mode: str | None = None  # some take all files as "lfs", or all as "regular"
         self.dedupes = True  # some take an object again that they have
         self.conflict = 412  # some say 409
+        self.etag = '"{}"'  # some send weak ones, or leave the quotes out
+        self.away_by = 302  # how large files are pointed to elsewhere
+        self.chunked = False  # some do not know beforehand how long an answer gets
+        self.zips = False  # some compress what may be compressed
         self.discussions = True  # some do not list them
         self.pull_heads = True  # nor the heads of pull requests
         self.asks = True  # some listings give everything, whatever is asked for

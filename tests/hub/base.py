@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import time
@@ -123,17 +124,25 @@ class BaseHandler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/json", **(headers or {})}
         if self.fault is not None and self.fault.etag is not None:
             headers = {key: self.fault.etag if "etag" in key.lower() else headers[key] for key in headers}
+        if self.fault is not None and self.fault.flip and body:
+            body = bytes([body[0] ^ 1]) + body[1:]
+        etags = {key: value for key, value in headers.items() if "etag" in key.lower()}
+        headers |= {key: self.world.etag.format(value.strip('"')) for key, value in etags.items()}
+        if self.world.zips and status == 200 and "gzip" in (self.headers.get("Accept-Encoding") or ""):
+            body, headers["Content-Encoding"] = gzip.compress(body), "gzip"
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        if self.world.chunked and self.command != "HEAD" and status not in (204, 304) and body:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":
             return
         if self.fault is not None and self.fault.cut is not None:
             body = body[: self.fault.cut]
             self.close_connection = True
-        if self.fault is not None and self.fault.flip and body:
-            body = bytes([body[0] ^ 1]) + body[1:]
         for begin in range(0, len(body), 1 << 16):  # piecewise: a client that hangs up early is seen
             self.wfile.write(body[begin : begin + (1 << 16)])
             self.record.sent += len(body[begin : begin + (1 << 16)])

@@ -96,7 +96,7 @@ class Reading(BaseHandler):
             headers |= {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))}
         else:
             headers["ETag"] = f'"{blob.sha256}"'
-        return lambda: self.send(302, b"", headers)
+        return lambda: self.send(self.world.away_by, b"", headers)
 
     def cdn(self, sha256: str, name: str) -> Reply:
         data = self.world.objects[sha256]

@@ -35,6 +35,8 @@ HUBS: dict[str, dict[str, Any]] = {
     "talkative": {"manner": chatty},
     "every file large": {"upload_mode": "lfs", "conflict": 409},
     "no file large": {"upload_mode": "regular", "bare_listings": True},
+    "weak tags, answers in pieces": {"etag": 'W/"{}"', "chunked": True, "away_by": 307},
+    "bare tags, compressed answers": {"etag": "{}", "zips": True, "away_by": 301},
     "deaf to filters": {"asks": False, "page_size": 1, "discussions": False},
     "without lists of requests": {"discussions": False, "pull_heads": False, "siblings": False},
 }

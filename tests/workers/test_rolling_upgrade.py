@@ -1,4 +1,4 @@
-"""Two releases on one Redis, as processes: what each had or was asked for is done once, by one that knows it."""
+"""Two releases on one Redis, as processes: each job is done once, by a worker that knows its record."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_a_killed_serve_goes_on_with_all_its_jobs_when_it_is_started_again(
         wait_for(lambda: socket_path(settings.data).exists(), log)
         with Service(settings) as service:
             jobs = [
-                service.submit(str(small_llama), ["flashnorm"], str(tmp_path / f"out{n}")) for n in range(4)
+                service.submit(str(small_llama), ["flashnorm"], str(tmp_path / f"out{n}")) for n in range(2)
             ]
             wait_for(lambda: service.job(jobs[0].id).state is State.RUNNING, log)
             # As a machine does that is reset: nobody says goodbye.
