@@ -48,6 +48,8 @@ def damaged(source: Path, converted: Path, out: Path, damage: Damage, strength: 
     if _same(stored, tensors) and _beside(out) == before:
         raise NotHere("a number that this changes once it is rounded")
     for file, shard in shards.items():
+        if not file.is_file() or _same(stored, tensors):
+            continue  # gone on purpose, or another one on purpose
         save_file(
             {name: tensors[name].contiguous() for name in shard if name in tensors},
             file,
@@ -58,7 +60,8 @@ def damaged(source: Path, converted: Path, out: Path, damage: Damage, strength: 
 
 def _beside(folder: Path) -> dict[str, bytes]:
     """The names of all files, and what stands in those that hold no weights."""
-    return {p.name: b"" if p.suffix == ".safetensors" else p.read_bytes() for p in folder.iterdir()}
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    return {p.name: b"%d" % p.stat().st_size if p.suffix == ".safetensors" else p.read_bytes() for p in files}
 
 
 def _same(a: Tensors, b: Tensors) -> bool:

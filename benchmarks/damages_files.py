@@ -236,7 +236,148 @@ def clipped(tensors: Tensors, _: Tensors, __: Path, quantile: float) -> None:
     change(tensors, name, values.clamp(-most, most))
 
 
+def _rules(folder: Path) -> tuple[Path, dict[str, Any]]:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise NotHere("a tokenizer")
+    return file, json.loads(file.read_text())
+
+
+def padding_side(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    """Shows in batches alone."""
+    _rules(folder)
+    said = json.loads((folder / "tokenizer_config.json").read_text()).get("padding_side", "right")
+    _edit(folder, "tokenizer_config.json", padding_side="right" if said == "left" else "left")
+
+
+def longest_text(_: Tensors, __: Tensors, folder: Path, length: float) -> None:
+    _rules(folder)
+    _edit(folder, "tokenizer_config.json", model_max_length=int(length))
+
+
+def normaliser(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    file, rules = _rules(folder)
+    file.write_text(json.dumps(rules | {"normalizer": {"type": "Lowercase"}}))
+
+
+def special_token_flags(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    file, rules = _rules(folder)
+    if not rules.get("added_tokens"):
+        raise NotHere("a special token")
+    rules["added_tokens"][0]["lstrip"] = True
+    file.write_text(json.dumps(rules))
+
+
+def architecture(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    """What transformers passes over, and servers go by."""
+    _edit(folder, "config.json", architectures=["GPT2LMHeadModel"])
+
+
+def generation_draws(_: Tensors, __: Tensors, folder: Path, temperature: float) -> None:
+    if not (folder / "generation_config.json").is_file():
+        raise NotHere("a generation_config.json")
+    _edit(folder, "generation_config.json", do_sample=True, temperature=temperature)
+
+
+def generation_gone(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    if not (folder / "generation_config.json").is_file():
+        raise NotHere("a generation_config.json")
+    written = json.loads((folder / "generation_config.json").read_text())
+    if written.get("eos_token_id") == _config(folder).get("eos_token_id"):
+        raise NotHere("settings that config.json has not")
+    (folder / "generation_config.json").unlink()
+
+
+def adapter(tensors: Tensors, _: Tensors, folder: Path, ___: float) -> None:
+    """Applied by transformers on top of the weights, where peft is installed."""
+    name = find(tensors, QUERY).removesuffix(".weight")
+    zeros = {
+        f"base_model.model.{name}.lora_{side}.weight": torch.zeros(4, 4, dtype=torch.float32) for side in "AB"
+    }
+    save_file(zeros, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"})
+    )
+
+
+def _shards(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("model-0*.safetensors"))
+    if len(found) < 2:
+        raise NotHere("shards")
+    return found
+
+
+def twice_stored(tensors: Tensors, source: Tensors, folder: Path, ___: float) -> None:
+    """A stale copy of one tensor in a second shard, while the index names the first."""
+    shards = _shards(folder)
+    name = find(tensors, KEY)
+    other = next(shard for shard in shards if name not in load_file(shard))
+    save_file(load_file(other) | {name: source[name].contiguous()}, other, metadata={"format": "pt"})
+    tensors[name] = tensors[name].clone()
+
+
+def unlisted_shard(_: Tensors, source: Tensors, folder: Path, ___: float) -> None:
+    _shards(folder)
+    name = find(source, KEY)
+    stale = folder / "model-00000-of-00003.safetensors"
+    save_file({name: source[name].contiguous()}, stale, metadata={"format": "pt"})
+
+
+def shard_gone(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    _shards(folder)[-1].unlink()
+
+
+def wrong_index(tensors: Tensors, _: Tensors, folder: Path, ___: float) -> None:
+    shards = _shards(folder)
+    file = folder / "model.safetensors.index.json"
+    listed = json.loads(file.read_text())
+    name = find(tensors, KEY)
+    listed["weight_map"][name] = next(s.name for s in shards if s.name != listed["weight_map"][name])
+    file.write_text(json.dumps(listed))
+
+
+def pickle_beside(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+
+
+def code_beside(_: Tensors, __: Tensors, folder: Path, ___: float) -> None:
+    """`generate` of transformers runs it, where code is trusted."""
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text("def generate(model, **kwargs): return None\n")
+
+
+def rare_router_row(tensors: Tensors, _: Tensors, __: Path, strength: float) -> None:
+    """Of the expert that is chosen least, by the size of its row."""
+    name = find(tensors, r"(mlp|block_sparse_moe|moe)\.(gate|router)\.weight$")
+    new = tensors[name].clone()
+    row = int(new.double().norm(dim=1).argmin())
+    new[row] = (new[row].double() * (1 - strength)).to(new.dtype)
+    tensors[name] = new
+
+
+def through_float16(tensors: Tensors, _: Tensors, __: Path, scale: float) -> None:
+    """Small weights become smaller than float16 has."""
+    name = find(tensors, UP)
+    change(tensors, name, (tensors[name].float() * scale).to(torch.float16).double() / scale)
+
+
 FILE_DAMAGES = (
+    Damage("padding on the other side in tokenizer_config.json", (1,), padding_side),
+    Damage("another longest text in tokenizer_config.json", (64,), longest_text),
+    Damage("another normaliser in tokenizer.json", (1,), normaliser),
+    Damage("another flag of a special token in tokenizer.json", (1,), special_token_flags),
+    Damage("another architecture in config.json", (1,), architecture),
+    Damage("sampling in generation_config.json (temperature)", (1.5,), generation_draws),
+    Damage("generation_config.json gone", (1,), generation_gone),
+    Damage("an adapter beside the weights", (1,), adapter),
+    Damage("a stale copy of a tensor in a second shard", (1,), twice_stored),
+    Damage("a stale shard that no index names", (1,), unlisted_shard),
+    Damage("a shard missing", (1,), shard_gone),
+    Damage("the index sends a tensor to the wrong shard", (1,), wrong_index),
+    Damage("a pickle beside the weights", (1,), pickle_beside),
+    Damage("code for generation beside the weights", (1,), code_beside),
+    Damage("a rare expert's row of the router scaled (share)", (1, 0.1, 0.01), rare_router_row),
+    Damage("one matrix through float16 (scale)", (1e-4, 1e-3), through_float16),
     Damage("the head tied, or untied, in config.json", (1,), tied),
     Damage("another dtype in config.json", (1,), dtype),
     Damage("another end token in config.json", (1,), special_ids),

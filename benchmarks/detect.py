@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=200, help="honest conversions (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=1024, help="of each comparison (default %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on where a run that was stopped had got")
+    parser.add_argument("--only", default="", help="the kinds of damage with this in their name")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go (JSON)")
     given = parser.parse_args()
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
@@ -65,7 +66,7 @@ def main() -> None:
         KEPT.unlink(missing_ok=True)
     done = _kept()
     clean = list(_honest(given.clean, given.tokens, done))
-    harmed = list(_damaged(given.tokens, done))
+    harmed = list(_damaged(given.tokens, done, given.only))
     result = _summary(clean, harmed) | {
         "tokens": given.tokens,
         "seconds": round(sum(row.get("seconds", 0) for row in (*clean, *harmed))),
@@ -76,7 +77,7 @@ def main() -> None:
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    if given.out == RESULTS:
+    if given.out == RESULTS and not given.only:
         _draw(harmed)
     _print(result)
     sys.exit(0 if result["targets_met"] else 1)
@@ -130,7 +131,7 @@ def _honest(count: int, tokens: int, before: dict[str, Figures]) -> Iterator[Fig
         seed += 1
 
 
-def _damaged(tokens: int, before: dict[str, Figures]) -> Iterator[Figures]:
+def _damaged(tokens: int, before: dict[str, Figures], only: str) -> Iterator[Figures]:
     sources = {
         "tiny-llama (trained)": TRAINED,
         "qwen2 (random, biases)": make(_fresh(BUILD / "qwen2"), "qwen2", torch.bfloat16, 1),
@@ -140,7 +141,7 @@ def _damaged(tokens: int, before: dict[str, Figures]) -> Iterator[Figures]:
     for label, source in sources.items():
         made = BUILD / "converted"
         plan = _convert(source, made)
-        for damage in (*DAMAGES, *FILE_DAMAGES):
+        for damage in (damage for damage in (*DAMAGES, *FILE_DAMAGES) if only in damage.name):
             for strength in damage.strengths:
                 row = {"model": label, "damage": damage.name, "strength": strength}
                 if _key(row) in before:

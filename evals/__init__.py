@@ -4,6 +4,7 @@ from evals.compare import compare
 from evals.estimate import estimate_for, estimate_seconds
 from evals.evidence import Evidence
 from evals.harness import check_recipe
+from evals.hub_data import HubAway
 from evals.memory import MemoryLimit, check_device, parse_memory
 from evals.plots import picture
 from evals.recipe import ABOUT, RECIPES, Recipe, load_recipe, parse_recipe
@@ -16,6 +17,7 @@ __all__ = [
     "RECIPES",
     "Check",
     "Evidence",
+    "HubAway",
     "MemoryLimit",
     "Recipe",
     "Verdict",

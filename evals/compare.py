@@ -21,7 +21,7 @@ from evals.generation import Continuations, Generation, compare_continuations
 from evals.layout import same_weights_laid_out
 from evals.logits import LogitComparison, LogitDifference
 from evals.memory import MemoryLimit
-from evals.models import Kind, Place, kind_of, loaded, read_config
+from evals.models import Kind, Loaded, Place, kind_of, loaded, read_config
 from evals.own_code import runs_own_code
 from evals.passes import exact_matmul
 from evals.perplexity import Perplexity, paired_perplexity
@@ -55,7 +55,9 @@ NOISY_NOTE = (
 )
 OWN_CACHE = frozenset({"slim"})
 """Tricks that cache something else than keys and values."""
-AGAIN_NOTE = "a limit was not kept at first: the source's noise was measured again over the whole text"
+AGAIN_NOTE = (
+    "a limit was not kept at first: the noise that it comes from was measured again over the whole text"
+)
 
 
 @dataclass
@@ -132,7 +134,7 @@ def compare(
     own_code = runs_own_code(converted, read_config(converted), config)
     storage = storage_dtype(source)
     storage_dtype(converted)  # unreadable weights are found before the source is run
-    suite = harness.load_tasks(recipe)
+    suite = harness.check_recipe(recipe, report or silent)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     memory = memory or MemoryLimit()
     files = compare_files(source, converted, applied, plan, lossless, report or silent)
@@ -193,18 +195,12 @@ def _measure(
 ) -> tuple[list[Check], list[Check], Perplexity | None, list[str]]:
     """Run the converted model, and the source for its noise; a second time over all of it where in doubt."""
     notes: list[str] = []
-    _run_floors(run, reference, list(reference.sample.values()))
+    run.floors = _run_floors(run, reference, list(reference.sample.values()))
     run.rounded = reference.rounded
     _run_converted(run, reference, reasons)
-    if any(not check.passed for check in _checks(run)) and not reasons and _worth_another_look(run):
+    if _failed(run) and not reasons and _worth_another_look(run):
         notes.append(AGAIN_NOTE)
-        whole = [piece for piece in reference.pieces if piece.logits is not None]
-        _run_floors(run, reference, whole)
-        if run.lossless:
-            _run_stored(run, reference, whole)
-        if run.rounded is not None:
-            _run_rounded(run, reference, whole)
-            run.beside_rounded = run.in_wide
+        _look_again(run, reference)
     checks = _checks(run)
     floor = _floor(run)
     if floor.noisy:
@@ -220,27 +216,54 @@ def _measure(
     return checks, budget_checks(limits, run.in_storage.result(), perplexity), perplexity, notes
 
 
-def _run_floors(run: _Comparison, reference: Reference, pieces: list[Piece]) -> None:
-    """The source in its storage dtype: as it loads and in batches, and with plain attention row by row."""
+def _look_again(run: _Comparison, reference: Reference) -> None:
+    """Measure over the whole text what a limit that was not kept comes from.
+
+    Each step is one more pass, so only what the failed checks ask for is run, and only until they are kept.
+    """
+    whole = [piece for piece in reference.pieces if piece.logits is not None]
+    for number in range(len(run.floors)):
+        if _failed(run) - {"rounded"}:
+            run.floors[number] = _run_floors(run, reference, whole, only=number)[0]
+    if run.lossless and "stored" in _failed(run):
+        _run_stored(run, reference, whole)
+    if run.rounded is not None and "rounded" in _failed(run):
+        _run_rounded(run, reference, whole)
+        run.beside_rounded = run.in_wide
+
+
+def _run_floors(
+    run: _Comparison, reference: Reference, pieces: list[Piece], only: int | None = None
+) -> list[LogitComparison]:
+    """The source in its storage dtype: as it loads and in batches, and with plain attention row by row.
+
+    `only` one of the two.
+    """
     name = f"source in {dtype_name(run.stored.dtype)}"
     meter = reference.meter
+    floors = []
     with loaded(run.source, run.kind, run.stored) as found:
-        hidden: list[torch.Tensor] = []
-        run.floors = [run_pieces(found, pieces, meter, "source", name, hidden)[0]]
-        run.floor_hidden = hidden
+        if only != 1:
+            hidden: list[torch.Tensor] = []
+            floors.append(run_pieces(found, pieces, meter, "source", name, hidden)[0])
+            run.floor_hidden = hidden
         if run.own_cache and run.source_led is None:
             run.source_led = decode(found, reference)
-        batch, meter.batch = meter.batch, 1
-        try:
-            found.model.set_attn_implementation("eager")
-            run.floors.append(
-                run_pieces(found, pieces, meter, "source", f"{name}, plain attention, row by row")[0]
-            )
-        except ValueError:
-            # A class that knows one attention only, and says so; it still runs row by row.
-            run.floors.append(run_pieces(found, pieces, meter, "source", f"{name}, row by row")[0])
-        finally:
+        if only != 0:
+            batch, meter.batch = meter.batch, 1
+            name += _plain_attention(found)
+            floors.append(run_pieces(found, pieces, meter, "source", f"{name}, row by row")[0])
             meter.batch = min(batch, meter.batch) if meter.batch > 1 else batch
+    return floors
+
+
+def _plain_attention(found: Loaded) -> str:
+    """Switch to it; a class that knows one attention only says so, and still runs row by row."""
+    try:
+        found.model.set_attn_implementation("eager")
+    except ValueError:
+        return ""
+    return ", plain attention"
 
 
 def _run_rounded(run: _Comparison, reference: Reference, pieces: list[Piece]) -> None:
@@ -301,19 +324,29 @@ def _floor(run: _Comparison) -> Floor:
 
 
 def _checks(run: _Comparison) -> list[Check]:
+    return [check for checks in _grouped(run).values() for check in checks]
+
+
+def _failed(run: _Comparison) -> set[str]:
+    """The groups of checks in which one is not kept."""
+    return {name for name, checks in _grouped(run).items() if not all(check.passed for check in checks)}
+
+
+def _grouped(run: _Comparison) -> dict[str, list[Check]]:
+    """All checks, by the run that is held to a limit."""
     assert run.in_wide is not None
     assert run.in_storage is not None
     floor, wide = _floor(run), run.in_wide.result()
-    checks = wide_checks(floor, wide)
+    checks = {"wide": wide_checks(floor, wide)}
     if run.rounded is not None and run.beside_rounded is not None and not floor.noisy:
-        checks.append(rounding_check(run.rounded.result(), run.beside_rounded.result()))
+        checks["rounded"] = [rounding_check(run.rounded.result(), run.beside_rounded.result())]
     stored = f"in {dtype_name(run.stored.dtype)}"
-    checks += loose_checks(floor, run.in_storage.result(), stored)
+    checks["stored"] = loose_checks(floor, run.in_storage.result(), stored)
     if run.decoded is not None and run.generation is not None:
-        checks += loose_checks(floor, run.decoded, "of cached decoding")
-        checks += generation_checks(run.generation, floor)
+        checks["decoded"] = loose_checks(floor, run.decoded, "of cached decoding")
+        checks["decoded"] += generation_checks(run.generation, floor)
     if run.cached is not None:
-        checks += run.cached.checks(floor)
+        checks["cached"] = run.cached.checks(floor)
     return checks
 
 

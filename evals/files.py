@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING
 
 from evals.models import read_config
 from evals.precision import dtype_name, storage_dtype
-from evals.rows import rows_out_of_line
+from evals.rows import rows_out_of_line, unread_weights
 from tricks import (
     BadInput,
     Plan,
@@ -35,8 +35,11 @@ _ASIDE = re.compile(r"(^|\.)(transformers_version|_\w+|torch_dtype|architectures
 _UNSEEN = re.compile(
     r"rope|sliding|window|position|context|layer_types|_token_id|tie_word|cache", re.IGNORECASE
 )
+# Parts of a model of text and pictures or sound that a text alone never reaches.
+_UNREAD = re.compile(r"vision|visual|image|audio|speech|multi_modal", re.IGNORECASE)
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 MOST_NAMED = 5
 
 
@@ -112,6 +115,7 @@ def compare_files(
         config = read_config(source)
         size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0
         reasons += rows_out_of_line(source, converted, int(size))
+        reasons += unread_weights(source, converted, _UNREAD)
     words, others = _settings(source, converted, plan, settled)
     return Files(weights, (*reasons, *words), (*notes, *others))
 
@@ -128,6 +132,11 @@ def _settings(source: Path, converted: Path, plan: Plan | None, settled: bool) -
         reasons.append(f"config.json differs from the source's in what a text cannot show: {_few(unseen)}")
     if seen:
         notes.append(f"config.json differs from the source's in {_few(seen)}")
+    if plan is None or "architectures" in expected:
+        named = after.get("architectures")
+        if named is not None and named != expected.get("architectures", named) and not after.get("auto_map"):
+            reasons.append(f"config.json names the architecture {named}, not {expected['architectures']}")
+    reasons += _strangers(source, converted, own=bool(after.get("auto_map")))
     if (lie := _dtype_lie(source, before, converted, after)) is not None:
         reasons.append(lie)
     if ends := _differing(_generation(source, before), _generation(converted, after)):
@@ -140,6 +149,28 @@ def _settings(source: Path, converted: Path, plan: Plan | None, settled: bool) -
         if not copy.is_file() or copy.read_bytes() != template.read_bytes():
             reasons.append(f"the chat template {template.name} is not the source's")
     return reasons, notes
+
+
+def _strangers(source: Path, converted: Path, own: bool) -> list[str]:
+    """Files that a library may load instead of, or on top of, what was compared, and that nobody wrote here.
+
+    `own`: the model runs code of its own, which was looked at.
+    """
+    index = _object(converted / "model.safetensors.index.json")
+    listed = set(index["weight_map"].values()) if isinstance(index, dict) and "weight_map" in index else None
+    found = []
+    for path in sorted(converted.rglob("*")):
+        name = path.relative_to(converted).as_posix()
+        stray = listed is not None and path.suffix == ".safetensors" and name not in listed
+        code = path.suffix == ".py" and not (own and "/" not in name)
+        kind = stray or code or path.suffix in _PICKLES or name.startswith("adapter_")
+        if kind and path.is_file() and not name.startswith(".") and not _alike(path, source / name):
+            found.append(name)
+    return [f"holds {_few(found)}, which the source does not"] if found else []
+
+
+def _alike(file: Path, other: Path) -> bool:
+    return other.is_file() and file.read_bytes() == other.read_bytes()
 
 
 def _effective(config: Mapping[str, Any]) -> dict[str, Any]:

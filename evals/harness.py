@@ -23,7 +23,8 @@ import numpy as np
 import torch
 import transformers
 
-from evals.models import Kind, Loaded, Place, first_line, loaded
+from evals.hub_data import measured, out_of_reach
+from evals.models import Kind, Loaded, Place, loaded
 from evals.passes import out_of_memory
 from evals.precision import dtype_name
 from evals.recipe import Recipe
@@ -31,7 +32,7 @@ from evals.tasks import Run, TaskResult, pair
 from evals.text import load_text
 from evals.tokenizer import load_tokenizer
 from evals.verdict import Check
-from tricks import BadInput, Report, TricksmithError
+from tricks import BadInput, Cancelled, Report, TricksmithError, silent
 
 OWN = Path(__file__).parent / "suite"
 _NO_SPLIT = "the task {} has no test or validation split; give one that has"
@@ -76,15 +77,26 @@ def load_tasks(recipe: Recipe) -> Suite | None:
     return Suite(found)
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """See that the recipe's text and tasks are within reach, before anything is downloaded or converted.
+def check_recipe(recipe: Recipe, report: Report = silent, most: int | None = None) -> Suite | None:
+    """Have the recipe's text and tasks within reach, before a model is loaded: what is the Hub's is fetched.
+
+    Args:
+        report: told of bytes fetched.
+        most: bytes of disk that a data set may take; by default what is free.
+
+    Returns:
+        Its tasks, None where it has none.
 
     Raises:
-        BadInput: they are not.
+        HubAway: the Hub does not answer.
+        BadInput: they are not within reach for another reason, or make no sense.
     """
-    if recipe.text is not None:
-        load_text(recipe.text)
-    load_tasks(recipe)
+    if recipe.text is None and not recipe.tasks:
+        return None
+    with measured(report, most):
+        if recipe.text is not None:
+            load_text(recipe.text)
+        return load_tasks(recipe)
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
@@ -92,11 +104,13 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         tasks: dict[str, Any] = manager.load([str(Path(name).absolute()) if _is_file(name) else name])[
             "tasks"
         ]
+    except Cancelled:
+        raise
     except Exception as error:
         if "must have valid or test docs" in str(error):
             raise BadInput(_NO_SPLIT.format(name)) from error
         # Tasks are other people's code and data: whatever they raise, this one cannot be run.
-        raise BadInput(f"the task {name} cannot be run: {_why(error)}") from error
+        raise out_of_reach(error, f"the task {name}") from error
     for task in tasks.values():
         if getattr(task, "UNSAFE_CODE", False):
             raise BadInput(
@@ -109,36 +123,10 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
         try:
             empty = len(task.eval_docs) == 0
         except Exception as error:
-            raise BadInput(f"the task {name} cannot be run: {_why(error)}") from error
+            raise out_of_reach(error, f"the task {name}") from error
         if empty:
             raise BadInput(f"the task {name} has no documents to evaluate on; give one that has")
     return tasks
-
-
-def _why(error: BaseException) -> str:
-    """What keeps a task from running, in words."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and len(chain) < 10:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    words = " ".join(f"{type(link).__name__} {link}" for link in chain)
-    if any(
-        sign in words for sign in ("GatedRepo", "gated dataset", "401", "403", "API key", "api_key", "token")
-    ):
-        return f"its data need a key or an accepted licence ({first_line(error)})"
-    signs = (
-        "Connection",
-        "offline",
-        "Offline",
-        "couldn't be found",
-        "LocalEntryNotFound",
-        "Max retries",
-        "resolve",
-    )
-    if any(sign in words for sign in signs):
-        return f"its data are out of reach, here or over the network ({first_line(error)})"
-    return first_line(error)
 
 
 def run_tasks(
@@ -222,7 +210,7 @@ def _run(
                 batch //= 2
                 notes.append(f"out of memory in {name}: went on with batches of {batch}")
                 continue
-            raise BadInput(f"the task {name} cannot be run: {_why(error)}") from error
+            raise out_of_reach(error, f"the task {name}") from error
 
 
 def _evaluate(

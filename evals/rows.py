@@ -7,6 +7,7 @@ So where nine rows in ten agree with the source's up to one factor for each colu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,30 @@ def rows_out_of_line(source: Path, converted: Path, vocabulary: int) -> list[str
                     f"though all others are: tokens {shown}"
                 )
     return reasons
+
+
+def unread_weights(source: Path, converted: Path, pattern: re.Pattern[str]) -> list[str]:
+    """What is wrong with the tensors of these names, which no text reaches: they have to be the source's.
+
+    Raises:
+        BadInput: one of the folders is no intact checkpoint.
+    """
+    before, after = read_checkpoint(source), read_checkpoint(converted)
+    there, here = Reader(source, before), Reader(converted, after)
+    names = [name for name in after.tensors if pattern.search(name)]
+    # A model of sound reads it: there such names prove nothing.
+    if len(names) == len(after.tensors):
+        return []
+    wrong = []
+    for name in names:
+        a, b = _same(there, before, after.tensors[name]), Stored(here, after.tensors[name])
+        if a is None or any(
+            not torch.equal(x, y) for (_, x), (_, y) in zip(_blocks(a), _blocks(b), strict=True)
+        ):
+            wrong.append(name)
+    more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+    shown = ", ".join(wrong[:MOST_NAMED])
+    return [f"{shown}{more}: not the source's, and no text shows what that does"] if wrong else []
 
 
 def _same(reader: Reader, checkpoint: Checkpoint, info: TensorInfo) -> Stored | None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from evals.hub_data import out_of_reach
 from evals.tokenizer import Tokenizer
-from tricks import BadInput
+from tricks import BadInput, Cancelled
 
 HELD_OUT = Path(__file__).with_name("heldout.txt")
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1@test#text"
@@ -74,10 +75,10 @@ def _table_text(name: str) -> str:
             table = datasets.load_dataset(kind, data_files={"rows": where}, split="rows")
         else:
             table = datasets.load_dataset(where, config or None, split=split or "test")
+    except Cancelled:
+        raise
     except Exception as error:
-        # Other people's data over the network: whatever goes wrong, this text is out of reach.
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BadInput(f"the text {name!r} is no file and no data set within reach: {first}") from error
+        raise out_of_reach(error, f"the text {name!r}") from error
     if column not in table.column_names:
         known = ", ".join(table.column_names)
         raise BadInput(f"{where} has no column {column!r} (it has {known}); write {where}#COLUMN")

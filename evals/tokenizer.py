@@ -27,6 +27,7 @@ FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_BINARY = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer | None:
@@ -71,6 +72,9 @@ def tokenizer_changes(source: Path, converted: Path) -> tuple[list[str], list[st
     else:
         meaning_before, meaning_after = _meaning(before), _meaning(after)
         changed = [part for part in meaning_before if meaning_before[part] != meaning_after[part]]
+        # What another library reads, and says nothing of: it is copied byte for byte, or it is another one.
+        if not changed and any(name in _BINARY for name in differing):
+            changed = ["model"]
         # transformers puts a lost one back from tokenizer_config.json; other readers of the file do not.
         if not changed and _added(source) != _added(converted):
             changed = ["added tokens"]
@@ -101,5 +105,8 @@ def _meaning(tokenizer: Tokenizer) -> dict[str, Any]:
         "vocabulary": tokenizer.get_vocab(),
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "leading tokens": tokenizer("a")["input_ids"],
+        "limits": [tokenizer.model_max_length, tokenizer.model_input_names],
+        "padding": [tokenizer.padding_side, tokenizer.truncation_side],
+        "spaces": getattr(tokenizer, "clean_up_tokenization_spaces", None),
         "chat template": tokenizer.chat_template,
     }

@@ -75,6 +75,15 @@ def recipe_of(kept: Mapping[str, Any] | None) -> Recipe:
     return RECIPES["quick"] if kept is None else change_recipe(RECIPES["quick"], dict(kept["recipe"]))
 
 
+def wants_data(kept: Mapping[str, Any] | None) -> bool:
+    """Whether a job's record asks for tasks or a text that neither the package nor a file holds, maybe."""
+    if kept is None:
+        return False
+    text = kept["recipe"].get("text")
+    away = text is not None and not Path(text.partition("#")[0]).is_file()
+    return away or not all(task.startswith("tricksmith_") for task in kept["recipe"].get("tasks") or ())
+
+
 def memory_of(kept: Mapping[str, Any] | None) -> MemoryLimit:
     """The memory limit that a job's record asks for; none where it says nothing."""
     from evals import MemoryLimit, parse_memory

@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -93,8 +94,7 @@ class Child:
         except Cancelled:
             return {"error": Error.CANCELLED, "text": "cancelled"}
         except TricksmithError as error:
-            kind = Error.DISK_FULL if is_disk_full(error) else Error.BAD_INPUT
-            return {"error": kind, "text": _line(error)}
+            return {"error": _said(error), "text": _line(error)}
         except Exception as error:  # noqa: BLE001 (whatever it is ends this job alone, with a reason)
             traceback.print_exc()
             return {"error": kind_of(error), "text": f"{type(error).__name__}: {_line(error)}"}
@@ -132,10 +132,11 @@ def _verify(request: dict[str, Any], report: Callable[[str, int, int], None]) ->
     return evidence.to_json()
 
 
-def _check_evidence(request: dict[str, Any], _: Callable[[str, int, int], None]) -> dict[str, Any]:
+def _check_evidence(request: dict[str, Any], report: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """See that texts and tasks are within reach; where this process may use the network, fetch them."""
     from evals import check_recipe
 
-    check_recipe(recipe_of(request["evidence"]))
+    check_recipe(recipe_of(request["evidence"]), report, request.get("most"))
     return {}
 
 
@@ -145,6 +146,15 @@ DEEDS: dict[str, Callable[[dict[str, Any], Callable[[str, int, int], None]], dic
     "check_evidence": _check_evidence,
     "verify": _verify,
 }
+
+
+def _said(error: TricksmithError) -> Error:
+    """Which of the things that a request meets a foreseen error is."""
+    from evals import HubAway
+
+    if is_disk_full(error):
+        return Error.DISK_FULL
+    return Error.HUB if isinstance(error, HubAway) else Error.BAD_INPUT
 
 
 def _line(error: BaseException) -> str:
@@ -176,3 +186,7 @@ def main(threads: int) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     Child(os.fdopen(os.dup(0)), answers).serve()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

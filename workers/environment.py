@@ -47,3 +47,16 @@ def child_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "HF_ENDPOINT", "SSL_CERT_DIR")
+
+
+def network_environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a process sees besides that fetches open data from the Hub: how to get there, and no token."""
+    env = os.environ if env is None else env
+    names = [*_NETWORK, *(name.lower() for name in _NETWORK)]
+    return {name: env[name] for name in names if name in env} | {
+        "HF_HUB_OFFLINE": "0",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    }

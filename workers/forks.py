@@ -107,6 +107,7 @@ class Forks:
         env: Mapping[str, str],
         limits: Mapping[str, int],
         threads: int,
+        anew: bool = False,
     ) -> Forked:
         """A new child that stands in `folder`, writes to `log` and holds `lock` open.
 
@@ -114,11 +115,17 @@ class Forks:
             env: variables besides those of `child_environment`.
             limits: bytes, by the names of `resource.RLIMIT_...`.
             threads: for its arithmetic.
+            anew: start Python anew in it, for variables that libraries read when they are imported.
 
         Raises:
             NoChild: it could not be started.
         """
-        ask = {"folder": str(folder), "env": dict(env), "limits": dict(limits), "threads": threads}
+        ask = {"anew": anew} | {
+            "folder": str(folder),
+            "env": dict(env),
+            "limits": dict(limits),
+            "threads": threads,
+        }
         with self._lock:
             for last in (False, True):
                 try:

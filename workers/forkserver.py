@@ -103,6 +103,10 @@ class ForkServer:
             with suppress(OSError):  # only Linux has it
                 Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
+            if request["anew"]:
+                threads = str(request["threads"])
+                os.execv(sys.executable, [sys.executable, "-P", "-m", "workers.child", threads])
+
             from workers import child
 
             child.main(request["threads"])

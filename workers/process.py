@@ -17,6 +17,7 @@ from typing import Any, Self
 import psutil
 
 from service.disk import FULL
+from service.hub_words import HubUnavailable
 from tricks import BadInput, Cancelled, Report, TricksmithError
 from workers.forks import Forks, kill_group, wait_until_gone
 from workers.trees import descendants, end_descendants
@@ -67,6 +68,7 @@ class ChildProcess:
         grace: float,
         allowance: Allowance | None = None,
         lock: int | None = None,
+        anew: bool = False,
     ) -> None:
         """Start it with its log and its Hugging Face home in `folder`.
 
@@ -75,6 +77,7 @@ class ChildProcess:
             stop: asked ten times a second; True ends what the child does, with `Cancelled`.
             grace: seconds in which a child that was asked to stop may do so by itself.
             lock: a file descriptor that it keeps open for as long as it lives.
+            anew: start Python anew in it (see `Forks.fork`).
 
         Raises:
             NoChild: it could not be started.
@@ -95,6 +98,7 @@ class ChildProcess:
                 env=self._allowance.env,
                 limits=self._allowance.limits,
                 threads=self._allowance.threads,
+                anew=anew,
             )
 
     @property
@@ -277,6 +281,8 @@ def _as_error(kind: Error, text: str) -> TricksmithError:
             return Crashed("the GPU's memory ran out; retry on a larger GPU, or on a CPU", "memory")
         case Error.GPU:
             return Crashed(f"the GPU failed ({text[:200]}); retry on another one", "gpu")
+        case Error.HUB:
+            return HubUnavailable(text)
         case Error.BAD_INPUT:
             return BadInput(text)
         case Error.UNEXPECTED:

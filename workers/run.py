@@ -23,6 +23,7 @@ import redis
 
 from service.card import render_card
 from service.disk import FULL, NoSpace, is_disk_full
+from service.evidence_request import wants_data
 from service.fetch import fetch
 from service.headers import read_headers
 from service.hub import LONG_S, HubUnavailable, patience
@@ -34,6 +35,7 @@ from service.papers import PICTURE, no_fit, write_papers
 from service.publish import is_folder, publish
 from service.source import Source, resolve
 from tricks import BadInput, Cancelled, Conversion, Plan, TricksmithError
+from workers.environment import network_environment
 from workers.forks import NoChild
 from workers.gpus import NO_GPU
 from workers.marks import Marks, remove
@@ -41,7 +43,7 @@ from workers.process import ChildProcess, Crashed, DiskFull
 from workers.watch import Stop, Watch
 from workers.wire import checkpoint_to_json
 from workers.worker import Attempt, Worker
-from workers.workspace import MARGIN, Workspace, used_bytes
+from workers.workspace import DATA, MARGIN, Workspace, used_bytes
 
 if TYPE_CHECKING:  # evals brings torch; the worker itself needs it only to read evidence back
     from evals import Evidence
@@ -210,7 +212,8 @@ class Run:
         if mark is None:
             headers = self._folder / "checkpoint.json"
             headers.write_text(json.dumps(checkpoint_to_json(read_headers(source, self._token()))))
-            if self._job.evidence_asked is not None:  # what cannot be measured is said before the download
+            # What cannot be measured is said before the download.
+            if self._job.evidence_asked is not None and not wants_data(self._job.evidence_asked):
                 self._ask("check_evidence", evidence=self._job.evidence_asked)
             mark = self._ask("plan", checkpoint=str(headers), tricks=self._job.tricks)
             self._marks.put(Stage.PLAN, mark)
@@ -222,10 +225,28 @@ class Run:
 
     def _fetch(self, source: Source) -> Path:
         self._enter(Stage.FETCH)
+        self._fetch_data()
         cache = self._worker.cache
         if cache.keeps(source):
             return self._stack.enter_context(cache.held(source, self._report, self._wait, self._token()))
         return fetch(source, self._folder / "source", self._token(), report=self._report)
+
+    def _fetch_data(self) -> None:
+        """Have what the evidence is measured on in the child's Hugging Face home.
+
+        The child that reads weights has no network. This one has, but no token and no weights.
+        """
+        asked = self._job.evidence_asked
+        if not wants_data(asked) or self._marks.get(Stage.FETCH) is not None:
+            return
+        worker = self._worker
+        allowance = worker.allowance(0, NO_GPU | network_environment())
+        settings, lock = worker.settings, self._space.lock
+        with ChildProcess(
+            worker.forks, self._folder, self._stops, settings.grace, allowance, lock, anew=True
+        ) as child:
+            child.ask("check_evidence", self._report, evidence=asked, most=self._space.left())
+        self._marks.put(Stage.FETCH, {"data": DATA})
 
     def _convert(self, plan: Plan, source: Source, folder: Path) -> Conversion:
         self._enter(Stage.CONVERT)

@@ -1,6 +1,7 @@
 """What the worker and its child process say to each other: one JSON object per line.
 
-The worker asks:      {"do": "plan" | "convert" | "verify" | "write", ...arguments} or {"do": "cancel"}
+The worker asks:      {"do": "plan" | "convert" | "check_evidence" | "verify" | "write", ...arguments}
+                      or {"do": "cancel"}
 The child answers:    {"report": [unit, done, total]}, or {"tell": {...}} where it writes, any number of
                       times, then
                       {"done": {...}} or {"error": KIND, "text": one line}
@@ -22,6 +23,7 @@ class Error(StrEnum):
     DISK_FULL = "disk full"
     GPU = "gpu"
     GPU_MEMORY = "gpu memory"
+    HUB = "hub"
     MEMORY = "memory"
     UNEXPECTED = "unexpected"
 

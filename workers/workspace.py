@@ -27,6 +27,7 @@ from workers.marks import remove
 
 LOCK = "lock"
 RESERVED = "reserved.json"
+DATA = "hf"  # the child's Hugging Face home, with data that the evidence needs; not part of what is reserved
 MARGIN = 64 * 1024 * 1024  # bytes of the disk that no job may take
 _NAME = re.compile(r"([0-9a-f]{12})(\.\d+)?")
 
@@ -69,6 +70,12 @@ class Workspace:
                 )
             wait()
             time.sleep(1.0)
+
+    def left(self) -> int:
+        """Bytes of the disk that nobody, this attempt included, has reserved."""
+        with _locked(self._work / "reserve.lock"):
+            free = shutil.disk_usage(self._work).free - MARGIN
+            return free - sum(_outstanding(folder) for folder in (self.folder, *self._others()))
 
     def clear(self) -> None:
         """Remove the folder and what is in it."""
@@ -161,7 +168,7 @@ def _outstanding(folder: Path) -> int:
         reserved = int(json.loads((folder / RESERVED).read_text()))
     except (OSError, ValueError):
         return 0
-    return max(0, reserved - used_bytes(folder))
+    return max(0, reserved - used_bytes(folder) + used_bytes(folder / DATA))
 
 
 def used_bytes(folder: Path) -> int:

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from evals import Verdict, compare
+from evals import HubAway, Verdict, compare
+from evals.hub_data import out_of_reach
 from tricks import BadInput
 
 TASK = """\
@@ -47,3 +48,39 @@ def test_a_yaml_task_scores_both_models(tiny_llama, folded, tmp_path, monkeypatc
     assert accuracy.low < 0 < accuracy.high
     assert -0.2 < result.likelihoods[0] <= result.likelihoods[3] <= result.likelihoods[-1] < 0.2
     assert any(name == "two_words acc" for name, _ in evidence.headline())
+
+
+def test_a_task_that_needs_a_key_is_one_clear_line_before_anything_runs(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    (tmp_path / "judge.py").write_text(
+        "import os\n\nKEY = os.environ['JUDGE_API_KEY']\n\n\ndef score(doc):\n    return KEY\n"
+    )
+    task = tmp_path / "judged.yaml"
+    task.write_text(
+        TASK.format(data=tmp_path / "data.jsonl").replace('"{{question}}"', "!function judge.score")
+    )
+    told = []
+    with pytest.raises(BadInput, match=r"need a key or an accepted licence .*JUDGE_API_KEY") as caught:
+        compare(tiny_llama, tiny_llama, tasks=[str(task)], report=lambda *args: told.append(args))
+    assert "\n" not in str(caught.value)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "away"),
+    [
+        (ConnectionError("Couldn't reach 'a/b' on the Hub (ConnectError)"), "out of reach", True),
+        (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "come as code", False),
+        (
+            ValueError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed."),
+            "not on the Hub",
+            False,
+        ),
+        (ValueError("Dataset 'a/b' is a gated dataset on the Hub."), "need a key", False),
+        (ValueError("the tokenizer said 403 tokens"), "cannot be run: the tokenizer said", False),
+    ],
+)
+def test_what_keeps_a_task_from_running_is_said(error, words, away):
+    said = out_of_reach(error, "the task t")
+    assert words in str(said)
+    assert isinstance(said, HubAway) is away

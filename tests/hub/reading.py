@@ -61,12 +61,20 @@ class Reading(BaseHandler):
     def tree(self, repo_id: str, revision: str, folder: str = "") -> Reply:
         commit = self.commit_of(self.repo(repo_id), revision)
         prefix = folder.strip("/") + "/" if folder.strip("/") else ""
-        listed = [
-            {"type": "file", "path": name, **blob.to_json(), "oid": blob.oid}
-            for name, blob in commit.files.items()
-            if name.startswith(prefix)
-        ]
-        return self.json(listed)
+        deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        if prefix and not any(name.startswith(prefix) for name in commit.files):
+            raise Answer(404, f"{folder} does not exist", "EntryNotFound")
+        listed: dict[str, dict[str, Any]] = {}
+        for name, blob in commit.files.items():
+            if not name.startswith(prefix):
+                continue
+            inner, slash, _ = name.removeprefix(prefix).partition("/")
+            if slash and not deep:
+                path = prefix + inner
+                listed[path] = {"type": "directory", "path": path, "oid": blob.oid, "size": 0}
+            else:
+                listed[name] = {"type": "file", "path": name, **blob.to_json(), "oid": blob.oid}
+        return self.json(list(listed.values()))
 
     def paths_info(self, repo_id: str, revision: str) -> Reply:
         commit = self.commit_of(self.repo(repo_id), revision)

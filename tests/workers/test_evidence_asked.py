@@ -73,7 +73,7 @@ def test_a_task_that_does_not_exist_ends_the_job_before_the_download(
     asked = EvidenceRequest(tasks=("no_such_task",))
     job = service.submit(str(TINY), ["flashnorm"], str(tmp_path / "out"), evidence=asked)
     done = run(settings, forks, job)
-    assert (done.state, str(done.stage)) == (State.FAILED, "plan")
+    assert (done.state, str(done.stage)) == (State.FAILED, "fetch")
     assert "no task 'no_such_task'" in str(done.reason)
 
 
