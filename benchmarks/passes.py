@@ -1,7 +1,7 @@
 """What verification costs in forward passes over the text, by length: `python -m benchmarks.passes`.
 
-Honest FlashNorm conversions; where a limit is not kept at first, what it comes from is measured once more over
-the whole text, one pass a step. The most that this may cost at 4,096 tokens and more is 2.2 passes.
+Honest FlashNorm conversions. Where a limit is not kept at first, what it comes from is measured again over
+the whole text, one pass a step. From 4,096 tokens on, no more than 2.2 passes are the aim.
 """
 
 from __future__ import annotations

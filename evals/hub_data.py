@@ -171,7 +171,7 @@ def out_of_reach(error: BaseException, what: str) -> BadInput:
     said = f"{what} cannot be run" if what.startswith("the task") else f"{what} cannot be read"
     words = " ".join(f"{type(link).__name__} {link}" for link in chain)
     if (full := next((link for link in chain if isinstance(link, BadInput)), None)) is not None:
-        return full
+        return type(full)(str(full))  # another one: it will be raised from this very chain
     statuses = [link.response.status_code for link in chain if isinstance(link, HfHubHTTPError)]
     if (
         any(isinstance(link, GatedRepoError) for link in chain)
