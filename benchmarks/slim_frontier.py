@@ -23,13 +23,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from models.evaluate import HELDOUT
 from tricks import Plan, convert, parse_trick, read_checkpoint
 from tricks.draft import draft_plan
-from tricks.shipped.modeling_slim import from_bytes, to_bytes
+from tricks.shipped.slim_rounding import from_bytes, to_bytes
 from tricks.slim import table_bytes
 from tricks.slim_observe import Watched, fisher
 from tricks.slim_settle import Seen, decide, look
 
 WINDOW, WINDOWS = 256, 16
-TARGETS = ("4", "2", "1", "0.5", "0.25", "0.12", "0.06")
+TARGETS = ("1", "0.5", "0.25", "0.12", "0.06")
 Rule = Callable[[Watched], torch.Tensor | None]
 
 
@@ -58,12 +58,12 @@ class Frontier:
         weights: dict[str, Rule] = {"alike": lambda one: None, "by W_O": self._by_output, "Fisher": fisher}
         for name, weigh in weights.items():
             for rank in (0, *self.ranks) if weigh is fisher else self.ranks:
-                self._settled(f"K, weights {name}", str(rank), f"slim:mode=k,residual={rank}", seen, weigh)
-        self._uneven("K, uneven", "slim:mode=k", seen)
-        text = "slim:mode=v"
-        self._uneven("V, uneven", text, self._look(text))
+                text = f"slim:mode=k,residual={rank}"
+                self._settled(f"K, weights {name}", str(rank), text, seen, weigh, feedback=False)
+        self._fed_back("K", "slim:mode=k", seen)
+        self._fed_back("V", "slim:mode=v", self._look("slim:mode=v"))
         text = "slim:mode=k,cache=int8"
-        self._uneven("8-bit K, uneven", text, self._look(text))
+        self._uneven("8-bit K, error fed back, uneven", text, self._look(text))
         return {
             "model": self.source.name,
             "floor": self.floor,
@@ -105,11 +105,24 @@ class Frontier:
             size = plan.savings["cache_bytes_per_token_after"] / 2
             self._measure(rule, str(rank), plan, Path(folder, "out"), wide, size)
 
-    def _settled(self, rule: str, option: str, text: str, seen: Seen, weigh: Rule = fisher) -> None:
+    def _settled(
+        self,
+        rule: str,
+        option: str,
+        text: str,
+        seen: Seen,
+        weigh: Rule = fisher,
+        feedback: bool = True,
+    ) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            plan = decide(self._plan(text), seen, parse_trick(text), Path(folder), weigh)
+            plan = decide(self._plan(text), seen, parse_trick(text), Path(folder), weigh, feedback)
             if any(place.fits for place in plan.places):
                 self._measure(rule, option, plan, Path(folder, "out"))
+
+    def _fed_back(self, side: str, text: str, seen: Seen) -> None:
+        for rank in (0, *self.ranks):
+            self._settled(f"{side}, error fed back", str(rank), f"{text},residual={rank}", seen)
+        self._uneven(f"{side}, error fed back, uneven", text, seen)
 
     def _uneven(self, rule: str, text: str, seen: Seen) -> None:
         for target in TARGETS:
@@ -126,12 +139,15 @@ class Frontier:
         self._note(rule, option, size or plan.savings["cache_bytes_per_token_after"], found, table)
 
     def _by_output(self, one: Watched) -> torch.Tensor:
-        """W_O·W_Oᵀ [e, e]: errors of values counted at the attention's output."""
+        """W_O·W_Oᵀ: errors of values counted at the attention's output, those of keys not at all."""
         module = self.model.get_submodule(one.spec["module"])
         names = ("o_proj", "dense", "c_proj")
         linear = getattr(module, next(name for name in names if hasattr(module, name)))
         out = (linear.weight if isinstance(linear, nn.Linear) else linear.weight.T).detach().double()
-        return out.T @ out
+        counted: torch.Tensor = torch.block_diag(
+            torch.zeros(len(one.primary), len(one.primary)).double(), out.T @ out
+        )
+        return counted
 
 
 def divergence(exact: torch.Tensor, found: torch.Tensor) -> float:
@@ -197,25 +213,19 @@ def _rounded() -> Iterator[None]:
         for name, module in sys.modules.items()
         if name.endswith("modeling_slim") and hasattr(module, "Memo")
     ]
-    before = [(memo.note, memo.derive) for memo in found]
-
-    def rounded(x: torch.Tensor) -> torch.Tensor:
-        return x.bfloat16().to(x.dtype)
+    before = [(memo.kept_dtype, memo.derive) for memo in found]
 
     for memo in found:
-
-        def note(self: Any, x: Any, primary: Any, note: Any = memo.note) -> None:
-            note(self, x, rounded(primary))
 
         def derive(self: Any, x: Any, slim: Any, derive: Any = memo.derive) -> Any:
             if self.spec["residual"] and self.spec["bits"] == 16:
                 residual = type(slim).residual
-                slim.residual = lambda *args: rounded(residual(slim, *args))
+                slim.residual = lambda *args: residual(slim, *args).bfloat16().to(x.dtype)
             return derive(self, x, slim)
 
-        memo.note, memo.derive = note, derive
+        memo.kept_dtype, memo.derive = (lambda self: torch.bfloat16), derive
     try:
         yield
     finally:
-        for memo, (old_note, old_derive) in zip(found, before, strict=True):
-            memo.note, memo.derive = old_note, old_derive
+        for memo, (kept, old_derive) in zip(found, before, strict=True):
+            memo.kept_dtype, memo.derive = kept, old_derive

@@ -169,7 +169,7 @@ def compare(
         )
         notes += words
         checks += harness.task_checks(results)
-    verdict, failures = _judge([*files.reasons, *reasons], checks, budgeted, lossless)
+    verdict, failures = _judge([*files.reasons, *reasons], checks, budgeted, lossless, applied)
     return Evidence(
         verdict=verdict,
         reasons=tuple(failures),
@@ -357,8 +357,22 @@ def _worth_another_look(run: _Comparison) -> bool:
     return run.in_wide.result().median_divergence <= LOOSE_DIVERGENCE * usual
 
 
+def _remedy(tricks: Sequence[str]) -> str:
+    """What to do where a conversion that may lose something lost more than rounding does."""
+    if [trick.partition(":")[0] for trick in tricks] == ["slim"]:
+        return (
+            "slim's cache loses more than the source's own rounding; convert with residual=auto and a lower "
+            "target, a larger residual, or another mode"
+        )
+    return "no budget was stated for this approximate conversion; state one, as in approximate:kl=0.01"
+
+
 def _judge(
-    reasons: Sequence[str], checks: Sequence[Check], budgeted: Sequence[Check], lossless: bool
+    reasons: Sequence[str],
+    checks: Sequence[Check],
+    budgeted: Sequence[Check],
+    lossless: bool,
+    tricks: Sequence[str] = (),
 ) -> tuple[Verdict, list[str]]:
     """The verdict, and where it is `different` why."""
     if reasons:
@@ -369,7 +383,7 @@ def _judge(
     if lossless:
         return Verdict.DIFFERENT, beyond_noise
     if not budgeted:
-        return Verdict.DIFFERENT, [*beyond_noise, "no budget was stated for this approximate conversion"]
+        return Verdict.DIFFERENT, [*beyond_noise, _remedy(tricks)]
     over = [check.reason for check in budgeted if not check.passed]
     return (Verdict.DIFFERENT, over) if over else (Verdict.WITHIN_BUDGET, [])
 

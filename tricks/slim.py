@@ -22,6 +22,7 @@ from tricks.errors import BadInput
 from tricks.layout import locate
 from tricks.place import Place
 from tricks.recipe import Trick
+from tricks.shipped.slim_rounding import SCALE_BYTES, feedback_size
 from tricks.slim_algebra import OPERATION
 from tricks.slim_find import Attention, Slot, find_attention
 from tricks.subject import Draft, Subject
@@ -29,7 +30,6 @@ from tricks.subject import Draft, Subject
 NAME = "slim"
 STEP = 16
 """Residual widths are multiples of this, or of 8 where the layer is narrower than 512."""
-SCALE_BYTES = 2
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
 
 
@@ -182,6 +182,7 @@ def _layer(
         "bits": 16,
         "cached_bits": 16,
         "integers": False,
+        "feedback": False,
         "cached_channels": inputs,
     }
     if mode in ("x", "e"):
@@ -265,6 +266,9 @@ def edits_of(
         new["column_scales"] = New(stem + "column_scales", dtype, (e_in,))
     if spec["cached_bits"] == 8 and spec["integers"]:
         new["cached_scales"] = New(stem + "cached_scales", dtype, (e_in,))
+    if spec["feedback"]:
+        new["order"] = New(stem + "order", "I16", (e_in,))
+        new["feedback"] = New(stem + "feedback", dtype, (feedback_size(e_in),))
     if rank:
         new["residual_in"] = New(stem + "residual_in", dtype, (2, rank, inputs + e_in))
         new["residual_out"] = New(stem + "residual_out", dtype, (2, e_out, rank))

@@ -109,6 +109,7 @@ def derive(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[s
         weights = {side: weight.T for side, weight in weights.items()}
     primary, derived = (channels(weights[side], options[side]) for side in ("primary", "derived"))
     rank = options["residual"]
+    read: dict[str, torch.Tensor] = {}
     if options.get("settled"):
         number = f"{options['settled']['layer']}."
         with safe_open(options["settled"]["file"], "pt") as file:
@@ -134,6 +135,8 @@ def derive(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[s
     dtype = _TORCH[options["dtype"]]
     if options["cached_bits"] == 8 and options["integers"]:
         results["cached_scales"] = scales
+    if "order" in read:
+        results |= {"order": read["order"].double(), "feedback": read["W"]}
     if rank:
         reads = torch.cat([right.T @ derived, -right.T @ matrix], 1)
         results["residual_in"] = two_parts(reads, dtype)

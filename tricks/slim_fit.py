@@ -5,7 +5,8 @@ say what the estimator A = (PᵀP)⁻¹PᵀD leaves of D: it knows the noise of 
 error E of D does to the model's words is, to second order, KL = ½·tr(F·E[EEᵀ]) nats a token, with F = E[g·gᵀ]
 of the gradients g, with respect to D, of log-probabilities of words drawn from the model itself (the Fisher
 information; g gathers what a token's value does to all later ones). The residual takes the principal
-directions of the error so weighed.
+directions of the error so weighed. P's own rounding is steered by the same F, taken of P and D together, to
+where it costs least (see `slim_feedback`); estimator and rounding are worked out in turns.
 
 Widths are shared out by one measure for all layers: bytes go where they save the most nats, until the sum is
 at most `target` times the source's own divergence from itself in the cache's dtype.
@@ -15,80 +16,131 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from tricks.shipped.modeling_slim import from_bytes, to_bytes
+from tricks.shipped.slim_rounding import from_bytes, to_bytes
 from tricks.slim_algebra import as_integers
+from tricks.slim_feedback import packed, shape_noise
 
+_TURNS = 4
+"""Estimator and rounding settle in three to five; the second round of turns minds the residual."""
 _STEP = (4.0 / 126) ** 2 / 12
 """What rounding to 8 bits does to a unit variance in a row whose largest is 4 spreads."""
 
 
 @dataclass
 class Sums:
-    """PᵀP [e_in, e_in], PᵀD [e_in, e_out], DᵀD [e_out, e_out] over `count` tokens."""
+    """The sum of XᵀX [d, d] over `count` tokens."""
 
-    moments: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    inputs: torch.Tensor | None = None
     count: int = 0
 
-    def add(self, primary: torch.Tensor, derived: torch.Tensor) -> None:
-        """Take in tokens: P [T, e_in] as cached and D [T, e_out], float64."""
-        new = (primary.T @ primary, primary.T @ derived, derived.T @ derived)
-        old = self.moments
-        self.moments = new if old is None else (old[0] + new[0], old[1] + new[1], old[2] + new[2])
-        self.count += len(primary)
+    def add(self, x: torch.Tensor) -> None:
+        """Take in the inputs of tokens [T, d], float64."""
+        new = x.T @ x
+        self.inputs = new if self.inputs is None else self.inputs + new
+        self.count += len(x)
 
-    def error(self, estimator: torch.Tensor) -> torch.Tensor:
-        """The mean of EᵀE [e_out, e_out] for E = D − P·A, A [e_in, e_out]."""
-        assert self.moments is not None
-        pp, pd, dd = self.moments
-        cross = pd.T @ estimator
-        result: torch.Tensor = (dd - cross - cross.T + estimator.T @ pp @ estimator) / self.count
-        return result
+
+class Seen(Protocol):
+    """What `fit` reads, see `slim_observe.Watched`."""
+
+    primary: torch.Tensor
+    derived: torch.Tensor
+    fitting: Sums
+    held: Sums
+    scales: torch.Tensor | None
+
+    def noise(self) -> torch.Tensor:
+        """The variance of the rounding of each channel of P [e_in]."""
 
 
 @dataclass(frozen=True)
 class Fitted:
     """A layer's estimator Aᵀ [e_out, e_in] and, by falling weight, all directions R and L [e_out, e_out].
 
-    `nats[r]` is the divergence, in nats a token, that a residual of width r leaves.
+    `nats[r]` is the divergence, in nats a token, that a residual of width r leaves. `order` [e_in] and
+    `weights` are those of the feedback of rounding errors.
     """
 
     matrix: torch.Tensor
     right: torch.Tensor
     left: torch.Tensor
     nats: torch.Tensor
+    order: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
 
-def fit(fitting: Sums, held: Sums, weights: torch.Tensor | None = None) -> Fitted:
-    """Estimator, directions and divergences of one layer.
+class _Moments:
+    """Means of PᵀP [e_in, e_in], PᵀD [e_in, e_out], DᵀD [e_out, e_out] of exact numbers."""
+
+    def __init__(self, seen: Seen, sums: Sums) -> None:
+        assert sums.inputs is not None
+        to_primary, to_derived = sums.inputs @ seen.primary.T / sums.count, sums.inputs @ seen.derived.T
+        self.pp, self.pd = seen.primary @ to_primary, seen.primary @ to_derived / sums.count
+        self.dd = seen.derived @ to_derived / sums.count
+
+    def error(self, estimator: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The mean of EᵀE [e_out, e_out] for E = D − (P + noise)·A; A [e_in, e_out], noise [e_in, e_in]."""
+        cross = self.pd.T @ estimator
+        result: torch.Tensor = self.dd - cross - cross.T + estimator.T @ (self.pp + noise) @ estimator
+        return result
+
+
+def fit(seen: Seen, weights: torch.Tensor | None, feedback: bool, rank: int = 0) -> Fitted:
+    """Estimator, directions, divergences and feedback of one layer.
 
     Args:
-        fitting, held: moments of the tokens that A and R are fitted to, and of those they are judged by.
-        weights: F [e_out, e_out]; None counts errors of all channels alike.
+        weights: F [e_in + e_out, e_in + e_out]; None counts errors of all derived channels alike.
+        feedback: whether errors of rounding P are fed back; else it is rounded to the nearest.
+        rank: the width of the residual that the feedback is worked out for.
     """
-    assert fitting.moments is not None
-    pp, pd, _ = fitting.moments
-    ridge = 1e-9 * pp.diagonal().mean() * torch.eye(len(pp), dtype=pp.dtype, device=pp.device)
-    numbers, rows, columns = as_integers(torch.linalg.solve(pp + ridge, pd).T)
-    matrix = numbers * rows[:, None] * columns
-    error, left_out = fitting.error(matrix.T), held.error(matrix.T)
+    moments, variance, inside = _Moments(seen, seen.fitting), seen.noise(), len(seen.primary)
+    ridge = 1e-12 * moments.pp.diagonal().mean() * torch.eye(inside).to(moments.pp)
     if weights is None or not bool(weights.any()):
-        weights = torch.eye(len(error), dtype=error.dtype, device=error.device)
-    values, vectors = torch.linalg.eigh(weights)
+        weights = torch.block_diag(ridge.new_zeros(inside, inside), torch.eye(len(seen.derived)).to(ridge))
+    own, outer = weights[:inside, :inside], weights[inside:, inside:]
+    values, vectors = torch.linalg.eigh(outer)
     values = values.clamp_min(values.max() * 1e-6).sqrt()
     root, inverse = (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
-    spread, directions = torch.linalg.eigh(root @ error @ root)
-    spread, directions = spread.flip(0).clamp_min(1e-30).sqrt(), directions.flip(1)
-    # Each direction is scaled to unit spread, so that one 8-bit scale for all of them wastes nothing.
-    right, left = root @ directions / spread, (inverse @ directions * spread).T
-    taken = ((directions.T @ root) * (directions.T @ root @ left_out)).sum(1).clamp_min(0)
+
+    def estimator(noise: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = torch.linalg.solve(moments.pp + noise + ridge, moments.pd)
+        return made
+
+    def directions(matrix: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        spread, found = torch.linalg.eigh(root @ moments.error(matrix, noise) @ root)
+        spread, found = spread.flip(0).clamp_min(1e-30).sqrt(), found.flip(1)
+        # Each direction is scaled to unit spread, so that one 8-bit scale for all of them wastes nothing.
+        return root @ found / spread, (inverse @ found * spread).T, found
+
+    noise, order = variance.diag(), None
+    moved: list[torch.Tensor] = []
+    if feedback:
+        order = variance.argsort(descending=True)
+        for turn in range(_TURNS + bool(rank) * _TURNS):
+            matrix = estimator(noise)
+            passed = matrix
+            if turn >= _TURNS:
+                right, left, _ = directions(matrix, noise)
+                passed = matrix - matrix @ right[:, :rank] @ left[:rank]
+            both = torch.cat([torch.eye(inside).to(passed), passed], 1)
+            moved, noise = shape_noise(both @ weights @ both.T, variance, order)
+    numbers, rows, columns = as_integers(estimator(noise).T)
+    matrix = numbers * rows[:, None] * columns
+    right, left, found = directions(matrix.T, noise)
+    left_out = _Moments(seen, seen.held).error(matrix.T, noise)
+    taken = ((found.T @ root) * (found.T @ root @ left_out)).sum(1).clamp_min(0)
     total = taken.sum()
     remaining = torch.cat([total[None], total - taken.cumsum(0)]).clamp_min(0)
     remaining[1:] += _STEP * taken.cumsum(0)
-    return Fitted(matrix, right, left, remaining / 2)
+    # What rounding P to the nearest costs by itself is any cache's; what is beyond it counts.
+    remaining = remaining + ((own * noise).sum() - own.diagonal() @ variance).clamp_min(0)
+    if order is None:
+        return Fitted(matrix, right, left, remaining / 2)
+    return Fitted(matrix, right, left, remaining / 2, order, packed(moved, order, seen.scales))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Activations that slim attention is settled by: a model runs on the calibration text and is watched.
 
 Of every layer second moments are kept (see `slim_fit`), over three batches of windows in four to fit and over
-the fourth to judge; of the fourth also the gradients. A model that hears gets random features beside text.
+the fourth to judge; of every other batch also the gradients. A model that hears gets random features beside
+text.
 """
 
 from __future__ import annotations
@@ -32,27 +33,35 @@ LEAST_TOKENS = 2000
 class Watched:
     """One way to cache a layer, and what was seen of it.
 
-    `primary` [e_in, d] and `derived` [e_out, d] are weights in float64. `scales` [e_in] are the channels' of
-    an 8-bit cache, set by the first batch. `fisher` [e_out, e_out] sums g·gᵀ over `graded` tokens.
+    `primary` [e_in, d] and `derived` [e_out, d] are weights in float64; the inputs' moments are shared by a
+    layer's ways. `lost` [e_in] sums the squares of what rounding to the nearest loses of P over `fitting`.
+    `scales` [e_in] are the channels' of an 8-bit cache, set by the first batch. `fisher` sums g·gᵀ of P and D
+    [e_in + e_out, e_in + e_out] over `graded` tokens.
     """
 
     spec: dict[str, Any]
     primary: torch.Tensor
     derived: torch.Tensor
-    fitting: Sums = field(default_factory=Sums)
-    held: Sums = field(default_factory=Sums)
+    fitting: Sums
+    held: Sums
+    lost: torch.Tensor | float = 0.0
     scales: torch.Tensor | None = None
     fisher: torch.Tensor | None = None
     graded: int = 0
+    pending: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def noise(self) -> torch.Tensor:
+        """The variance of the rounding of each channel of P [e_in]."""
+        return torch.as_tensor(self.lost) / self.fitting.count
 
 
 def fisher(watched: Watched) -> torch.Tensor | None:
-    """F [e_out, e_out], per token; None where nothing was differentiated."""
+    """F of P and D together, per token; None where nothing was differentiated."""
     return None if watched.fisher is None else watched.fisher / watched.graded
 
 
-def watch(model: nn.Module, spec: dict[str, Any]) -> Watched:
-    """A specification with the weights of its two sides.
+def watch(model: nn.Module, spec: dict[str, Any], fitting: Sums, held: Sums) -> Watched:
+    """A specification with the weights of its two sides, and the sums to gather its inputs in.
 
     Raises:
         BadInput: a weight is not finite.
@@ -69,7 +78,7 @@ def watch(model: nn.Module, spec: dict[str, Any]) -> Watched:
         raise BadInput(
             f"{spec['module']}: its projections hold NaN or Inf, so the model is broken; repair it first"
         )
-    return Watched(spec, primary, derived)
+    return Watched(spec, primary, derived, fitting, held)
 
 
 def observe(
@@ -95,16 +104,18 @@ def observe(
         linear = module.get_submodule(ways[0].spec["primary_linear"])
         handles.append(linear.register_forward_pre_hook(_summing(ways, dtype, state)))
         for one in ways:
-            linear = module.get_submodule(one.spec["derived_linear"])
-            handles.append(linear.register_forward_hook(_grading(one)))
+            for side in ("primary", "derived"):
+                linear = module.get_submodule(one.spec[f"{side}_linear"])
+                handles.append(linear.register_forward_hook(_grading(one, side)))
     kept: list[torch.Tensor] = []
     last = windows[:BATCH]
     try:
         for number, batch in enumerate(windows.split(BATCH)):
             state["held"] = number % 4 == 3
-            if state["held"]:
-                last = batch
-                kept = [_graded(model, row[None], number) for row in batch]
+            if number % 2:
+                seen = [_graded(model, row[None], number) for row in batch]
+                if state["held"]:
+                    last, kept = batch, seen
             else:
                 with torch.no_grad():
                     run(model, batch, number)
@@ -195,25 +206,29 @@ def _windows(source: Path, model: Any) -> torch.Tensor:
 def _summing(ways: Sequence[Watched], dtype: torch.dtype, state: dict[str, bool]) -> Any:
     def hook(module: nn.Module, args: Any) -> None:
         x = args[0].detach().flatten(0, -2).double()
+        (ways[0].held if state["held"] else ways[0].fitting).add(x)
+        if state["held"]:
+            return
         for one in ways:
-            primary, derived = x @ one.primary.T, x @ one.derived.T
+            primary = x @ one.primary.T
             if one.spec["cached_bits"] == 8 and one.scales is None:
                 one.scales = primary.square().mean(0).sqrt().clamp_min(1e-12).to(dtype).double()
-            sums = one.held if state["held"] else one.fitting
-            sums.add(as_cached(dtype, one.scales)(primary), derived)
+            one.lost = one.lost + (as_cached(dtype, one.scales)(primary) - primary).square().sum(0)
 
     return hook
 
 
-def _grading(one: Watched) -> Any:
+def _grading(one: Watched, side: str) -> Any:
     """Gradients with respect to a projection's output: the model is differentiated from there on."""
-    groups, width, offset, size = one.spec["derived"]
+    groups, width, offset, size = one.spec[side]
 
     def graded(gradient: torch.Tensor) -> None:
         wide = gradient.double().unflatten(-1, (groups, width))[..., offset : offset + size]
-        g = wide.flatten(-2).flatten(0, -2)
-        one.fisher = g.T @ g if one.fisher is None else one.fisher + g.T @ g
-        one.graded += len(g)
+        one.pending[side] = wide.flatten(-2).flatten(0, -2)
+        if len(one.pending) == 2:
+            g = torch.cat([one.pending.pop("primary"), one.pending.pop("derived")], 1)
+            one.fisher = g.T @ g if one.fisher is None else one.fisher + g.T @ g
+            one.graded += len(g)
 
     def hook(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor | None:
         if not torch.is_grad_enabled():

@@ -25,7 +25,7 @@ from tricks.quiet import quiet
 from tricks.recipe import Trick
 from tricks.slim import NAME, describe, edits_of, layer_bytes, mirrored, rank_step, table_bytes
 from tricks.slim_algebra import OPERATION, condition
-from tricks.slim_fit import Choice, Fitted, fit, share_out
+from tricks.slim_fit import Choice, Fitted, Sums, fit, share_out
 from tricks.slim_observe import Watched, fisher, observe, own_noise, watch
 
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
@@ -85,7 +85,10 @@ def look(plan: Plan, source: Path, trick: Trick, report: Report = silent) -> See
         return model.to(device).eval().requires_grad_(False)
 
     model = load(torch.float32)
-    layers = [[watch(model, way) for way in _ways(spec, trick)] for spec in _chosen(plan)]
+    layers = []
+    for spec in _chosen(plan):
+        sums = Sums(), Sums()
+        layers.append([watch(model, way, *sums) for way in _ways(spec, trick)])
     windows, exact = observe(model, layers, source, dtype, report)
     del model
     return Seen(layers, own_noise(load(dtype), windows, exact))
@@ -97,14 +100,17 @@ def decide(
     trick: Trick,
     folder: Path,
     weigh: Callable[[Watched], torch.Tensor | None] = fisher,
+    feedback: bool = True,
 ) -> Plan:
     """`plan` with each layer's mode and residual; matrices go to a file in `folder`.
 
     Args:
-        weigh: how errors of a layer's derived channels count together [e_out, e_out]; None: alike.
+        weigh: how errors of a layer's channels, cached and derived, count together
+            [e_in + e_out, e_in + e_out]; None: those of derived ones alike.
+        feedback: whether what is cached is rounded with error feedback.
     """
     specs, makes = _chosen(plan), _makes(plan)
-    offered = [_choices(ways, trick, weigh) for ways in seen.layers]
+    offered = [_choices(ways, trick, weigh, feedback) for ways in seen.layers]
     taken = share_out(offered, float(trick.option("target")) * seen.noise)
     settled: list[tuple[dict[str, Any], Place, list[Edit]]] = []
     gone: list[Place] = []
@@ -114,10 +120,14 @@ def decide(
         if choice.what is None:
             gone.append(_left(spec, ways))
             continue
-        tensors |= _matrices(choice.what, number)
-        share = choice.nats / seen.noise if seen.noise > 0 else 0.0
+        way = choice.what
+        fitted = way.fitted
+        if way.rank and feedback:  # the feedback is worked out anew for what this residual leaves
+            fitted = fit(way.watched, weigh(way.watched), feedback, way.rank)
+        tensors |= _matrices(replace(way, fitted=fitted), number)
+        share = float(fitted.nats[way.rank]) / seen.noise if seen.noise > 0 else 0.0
         worst = condition(choice.what.watched.primary)
-        new = {**choice.what.watched.spec, "residual": choice.what.rank}
+        new = {**choice.what.watched.spec, "residual": choice.what.rank, "feedback": feedback}
         new |= {"condition": float(f"{worst:.3g}"), "error": float(f"{share:.3g}")}
         detail = describe(new, _before(spec), choice.bytes)
         detail += f"; condition number {worst:.1e}, error {share:.3f} of the source's own rounding"
@@ -149,13 +159,16 @@ def _before(spec: dict[str, Any]) -> int:
 
 
 def _choices(
-    ways: Sequence[Watched], trick: Trick, weigh: Callable[[Watched], torch.Tensor | None]
+    ways: Sequence[Watched],
+    trick: Trick,
+    weigh: Callable[[Watched], torch.Tensor | None],
+    feedback: bool,
 ) -> list[Choice]:
     """Every width of every way that saves bytes; and, where the width is free, the standard cache."""
     asked = trick.option("residual")
     choices = [Choice(_before(ways[0].spec), 0.0)] if asked == "auto" else []
     for watched in ways:
-        fitted = fit(watched.fitting, watched.held, weigh(watched))
+        fitted = fit(watched, weigh(watched), feedback)
         spec = watched.spec
         most = len(fitted.nats) - 1
         ranks = range(spec["least"], most, rank_step(spec["shape"][2])) if asked == "auto" else [int(asked)]
@@ -176,6 +189,8 @@ def _matrices(way: _Way, number: int) -> dict[str, torch.Tensor]:
     """What `slim_algebra.derive` reads: A, R, L, and the scales of an 8-bit cache."""
     fitted, rank = way.fitted, way.rank
     made = {"A": fitted.matrix, "R": fitted.right[:, :rank], "L": fitted.left[:rank]}
+    if fitted.order is not None and fitted.weights is not None:
+        made |= {"order": fitted.order, "W": fitted.weights}
     if way.watched.scales is not None:
         made["scales"] = way.watched.scales
     return {f"{number}.{name}": tensor.cpu().contiguous() for name, tensor in made.items()}

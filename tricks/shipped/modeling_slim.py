@@ -28,10 +28,18 @@ from transformers.cache_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .slim_rounding import (
+    fed_back,
+    feedback_size,
+    from_bytes,
+    row_scale,
+    to_bytes,
+    whole_numbers,
+    with_scale,
+)
 from .slim_step import Step
 
 NAME = "tricksmith_slim"
-SCALE_BYTES = 2
 
 
 # --- arithmetic ------------------------------------------------------------------------------------
@@ -48,26 +56,19 @@ def wide_product(a, b):
     return at_least_float32(a) @ at_least_float32(b)
 
 
+def wide_rows(a, b):
+    """a [B, n, m] @ b [m, k] in float32 at least."""
+    return wide_product(a.flatten(0, 1)[None], b[None])[0].unflatten(0, a.shape[:2])
+
+
+def moved(error, weights):
+    """What rounding errors [B, n, m] of some channels move others by [B, n, k]; weights [m, k]."""
+    return wide_rows(error.to(weights.dtype), weights)
+
+
 def at_least_float32(x):
     """x, in float32 where it has 16 bits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def to_bytes(values):
-    """Numbers [..., r] as 8-bit integers with one bfloat16 scale for each row: int8 [..., r + 2]."""
-    most = values.abs().amax(-1, keepdim=True).float()
-    scale = (most / 126).clamp_min(1e-30).to(torch.bfloat16)  # 126: the scale may be rounded down
-    whole = (values / scale.float()).round().clamp(-127, 127).to(torch.int8)
-    bits = scale.view(torch.int16)  # taken apart by arithmetic: compiled code has no views of another width
-    low = ((bits & 255) ^ 128) - 128
-    return torch.cat([whole, low.to(torch.int8), (bits >> 8).to(torch.int8)], -1)
-
-
-def from_bytes(stored, dtype):
-    """The inverse of `to_bytes`."""
-    low, high = stored[..., -2:-1].to(torch.int16) & 255, stored[..., -1:].to(torch.int16)
-    scale = (high << 8 | low).view(torch.bfloat16)
-    return (stored[..., :-SCALE_BYTES].float() * scale.float()).to(dtype)
 
 
 def rotate(x, cos, sin, rope):
@@ -154,7 +155,7 @@ class Derived(nn.Module):
     `values` [e_out, e_in] is Aᵀ. A 16-bit float has too few digits for it, so beside weights in 16 bits it
     is kept as 16-bit integers times powers of two for its rows and columns. `residual_in` [2, r, d + e_in]
     makes C of a token's input and what is cached of it, and `residual_out` [2, e_out, r] is Bᵀ: each is the
-    sum of its two parts.
+    sum of its two parts. By `order` and `feedback` the cached side is rounded, see `slim_rounding`.
     """
 
     def __init__(self, spec):
@@ -169,6 +170,9 @@ class Derived(nn.Module):
             self.values = nn.Parameter(torch.empty(e_out, e_in))
         if spec["cached_bits"] == 8 and spec["integers"]:
             self.cached_scales = nn.Parameter(torch.empty(e_in))
+        if spec["feedback"]:
+            self.register_buffer("order", torch.empty(e_in, dtype=torch.int16))
+            self.feedback = nn.Parameter(torch.empty(feedback_size(e_in)))
         if rank:
             self.residual_in = nn.Parameter(torch.empty(2, rank, width + e_in))
             self.residual_out = nn.Parameter(torch.empty(2, e_out, rank))
@@ -220,7 +224,7 @@ class Primary:
 
     def __call__(self, x):
         product = plain_product(self.linear, x)
-        self.memo.note(x, self.memo.slot(product, self.memo.spec["primary"]))
+        self.memo.note(x, product, self.linear, self.memo.spec["primary"])
         return product if self.linear.bias is None else product + self.linear.bias
 
 
@@ -244,19 +248,23 @@ class Fused(nn.Module):
     def __init__(self, old, memo):
         super().__init__()
         self.memo = memo
-        self.linear = isinstance(old, nn.Linear)
+        self.straight = isinstance(old, nn.Linear)
         shape = list(old.weight.shape)
-        shape[0 if self.linear else 1] -= memo.spec["shape"][0]
+        shape[0 if self.straight else 1] -= memo.spec["shape"][0]
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = old.bias
         self.slim = Derived(memo.spec)
 
+    def columns(self):
+        """The weight [d, N]."""
+        return self.weight.T if self.straight else self.weight
+
     def forward(self, x):
         spec = self.memo.spec
-        rest = functional.linear(x, self.weight if self.linear else self.weight.T)
+        rest = functional.linear(x, self.columns().T)
         groups, width, offset, size = spec["derived"]
         rest = rest.unflatten(-1, (groups, width - size))
-        self.memo.note(x, self.memo.slot(rest.flatten(-2), spec["primary_left"]))
+        self.memo.note(x, rest.flatten(-2), self, spec["primary_left"])
         made = self.memo.derive(x, self.slim).unflatten(-1, (groups, size))
         whole = torch.cat([rest[..., :offset], made, rest[..., offset:]], -1).flatten(-2)
         return whole if self.bias is None else whole + self.bias
@@ -314,17 +322,51 @@ class Memo:
 
     # The projections tell what they read and made.
 
-    def note(self, x, primary):
-        if not self.spec["integers"] and primary.dtype in (torch.bfloat16, torch.float16):
+    def note(self, x, product, linear, slot):
+        if not self.spec["integers"] and product.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
                 f"this model was converted from weights in more than 16 bits, and its cache does not hold in "
-                f"{primary.dtype}: load it with dtype=torch.float32, or convert a source saved in 16 bits"
+                f"{product.dtype}: load it with dtype=torch.float32, or convert a source saved in 16 bits"
             )
-        self.x, self.primary, self.stored, self.dtype = x, primary, primary, primary.dtype
+        self.x, self.dtype = x, product.dtype
+        kept = self.kept_dtype()
+        shaped = self.spec["feedback"] and (self.narrow or kept.itemsize == 2)
+        if shaped:  # its rounding errors are to be known, so it is not to be rounded before
+            weight = self.columns(linear)
+            primary = wide_rows(x, self.slot(weight, slot)) if x.dtype != torch.float32 else None
+        if not shaped or primary is None:
+            primary = self.slot(product, slot)
+        slim = self.linear("derived").slim
         if self.narrow:
-            scales = self.linear("derived").slim.cached_scales
-            self.stored = to_bytes(primary.float() / scales.float())
+            self.stored = self.in_bytes(primary, slim)
             self.primary = self.open(self.stored)
+            return
+        if shaped:
+            primary = fed_back(primary, slim.order.long(), slim.feedback, lambda piece: piece.to(kept), moved)
+        self.primary = self.stored = primary.to(kept).to(self.dtype)
+
+    def kept_dtype(self):
+        """What numbers of the cache are rounded to."""
+        return self.dtype
+
+    def columns(self, linear):
+        """The weight [d, N] of a projection."""
+        if isinstance(linear, Fused):
+            return linear.columns()
+        return linear.weight.T if isinstance(linear, nn.Linear) else linear.weight
+
+    def in_bytes(self, primary, slim):
+        """P [B, n, e] in 8 bits."""
+        values = primary.float() / slim.cached_scales.float()
+        if not self.spec["feedback"]:
+            return to_bytes(values)
+        scale = row_scale(values)
+
+        def rounded(piece):
+            return whole_numbers(piece, scale) * scale.float()
+
+        kept = fed_back(values, slim.order.long(), slim.feedback, rounded, moved)
+        return with_scale(whole_numbers(kept, scale), scale)
 
     def note_input(self, module, args):
         self.x = self.primary = self.stored = args[0]
