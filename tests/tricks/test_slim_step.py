@@ -21,7 +21,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, source in FOLDERS.items():
         made[name] = tmp_path_factory.mktemp(name) / "out"
-        convert(make_plan(read_checkpoint(source), [parse_trick("slim:mode=k,residual=64")]), source, made[name])
+        plan = make_plan(read_checkpoint(source), [parse_trick("slim:mode=k,residual=64")])
+        convert(plan, source, made[name])
     return made
 
 
