@@ -23,7 +23,7 @@ def test_blocks_cover_every_channel_once(count: int) -> None:
 
 
 def test_errors_go_where_they_cost_least_and_spread_as_foretold() -> None:
-    """A cost with few large eigenvalues, as that of a key projection: what it counts falls to less than a quarter."""
+    """A cost with few large eigenvalues, as that of a key projection."""
     generator = torch.Generator().manual_seed(0)
     size, tokens = 64, 20000
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator).double())[0]
