@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 
@@ -139,7 +139,13 @@ def _address(settings: Settings) -> Iterator[Finding]:
     if not near and not parts.password:
         change = "set a password (requirepass) and give it by REDIS_PASSWORD_FILE"
         yield Finding("Redis password", Level.BAD, "none, and Redis is on another machine", change)
-    if not near and parts.scheme != "rediss":
+    if parts.scheme == "rediss" and "none" in parse_qs(parts.query).get("ssl_cert_reqs", []):
+        change = "leave out ssl_cert_reqs=none, and name the authority's file: ssl_ca_certs=FILE"
+        text = "encrypted, but anybody may pose as Redis: its certificate is not checked"
+        yield Finding("Redis TLS", Level.BAD, text, change)
+    elif parts.scheme == "rediss":
+        yield Finding("Redis TLS", Level.GOOD, "encrypted, and the certificate is checked")
+    elif not near:
         change = "use TLS (rediss://), or a network that nobody else is on"
         yield Finding("Redis TLS", Level.NOTE, "what goes to Redis is not encrypted", change)
 

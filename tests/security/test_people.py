@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from service.api import Service
+from service.doctor import Level, examine
 from service.jobs import JobStore, State
 from service.logs import blot
 from service.redis_server import running_redis, socket_path
@@ -185,3 +186,15 @@ def test_a_redis_that_cannot_prove_itself_is_not_spoken_to(
         running_redis(replace(settings, redis_url=f"rediss://{address}?ssl_cert_reqs=none")) as url,
     ):
         JobStore(url, patience=0).waiting()
+
+
+@pytest.mark.parametrize(("more", "level"), [("", Level.GOOD), ("&ssl_cert_reqs=none", Level.BAD)])
+def test_the_doctor_says_how_safe_the_way_to_redis_is(
+    tls: tuple[str, Path, Settings], tmp_path: Path, more: str, level: Level
+) -> None:
+    address, certificate, _ = tls
+    url = f"rediss://:hunter2@{address}?ssl_ca_certs={certificate}{more}"
+    told = {found.what: found for found in examine(Settings(data=tmp_path / "data", redis_url=url))}
+    assert told["Redis"].level is Level.GOOD, told["Redis"].text
+    assert told["Redis TLS"].level is level
+    assert "hunter2" not in str(told)

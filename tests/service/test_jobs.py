@@ -242,6 +242,25 @@ def taken(store: JobStore, count: int, **more: Any) -> list[str]:
     return [job.to for job in jobs if job is not None]
 
 
+def test_a_job_costs_redis_as_much_after_many_others_as_after_none(store: JobStore) -> None:
+    def one(to: str) -> int:
+        store._redis.config_resetstat()
+        make(store, to)
+        assert store.lines()
+        job = take(store)
+        assert job is not None
+        owner = store._redis.hget(f"tricksmith:job:{job.id}", "owner")
+        store.stage(job.id, owner, Stage.CONVERT)
+        store.progress(job.id, owner, Stage.CONVERT, "bytes", 1, 2)
+        store.finish(job.id, owner, State.PUBLISHED)
+        assert store.waiting() == 0
+        return sum(told["calls"] for told in store._redis.info("commandstats").values())
+
+    one("me/first")  # the scripts are loaded
+    costs = [one(f"me/{number}") for number in range(200)]
+    assert len(set(costs)) == 1, costs
+
+
 def test_users_take_turns_however_many_jobs_each_has(store: JobStore) -> None:
     for number in range(6):
         queue(store, "ann", number)
