@@ -258,7 +258,9 @@ def test_a_job_costs_redis_as_much_after_many_others_as_after_none(store: JobSto
 
     one("me/first")  # the scripts are loaded
     costs = [one(f"me/{number}") for number in range(200)]
-    assert len(set(costs)) == 1, costs
+    assert max(costs[100:]) < 1.1 * min(costs[:100]), (
+        costs
+    )  # a connection that is looked after costs a little
 
 
 def test_users_take_turns_however_many_jobs_each_has(store: JobStore) -> None:
