@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 _TILE = 16
 _WARPS = 16
 _SHARED = 227 * 1024
-_MIXED = 32  # rows of a batch up to which a matrix is better read as it is stored, again for every four
+_FEW = 256  # tokens up to which a residual is made by its own kernel
+_MATRIX_TILE = (16, 32)  # rows of a matrix and of the batch that a block of the thin products takes
 _SUMS = 80  # accumulators per thread; more of them spill
 _LOG2E = math.log2(math.e)
 
@@ -79,6 +80,8 @@ class _Kernels(NamedTuple):
     combine: Kernel
     open: Kernel
     mix: Kernel
+    rest: Kernel
+    codes: Kernel
     clusters: int  # of `step`, that run at once
 
 
@@ -86,6 +89,14 @@ class _Mix(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("sums", "whole", "rows", "columns", "rest", "out")),
         *((name, ctypes.c_int) for name in ("batch", "values")),
+    ]
+
+
+class _Rest(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "primary", "weight", "part")),
+        *((name, ctypes.c_longlong) for name in ("x_row", "primary_row")),
+        *((name, ctypes.c_int) for name in ("batch", "width")),
     ]
 
 
@@ -238,21 +249,54 @@ def mix(
     rest: torch.Tensor | None,
     shape: Shape,
 ) -> torch.Tensor | None:
-    """Every head's sums times its own matrix [A; B]: [B, h·dv] in float32; None where torch does it better.
+    """Every head's sums times its own matrix [A; B]: [B, h·dv] in the shape's dtype; None: no kernel for it.
 
     Args:
         sums: [B, h, d + r] float32, what `decode` gives.
-        whole: int16 [h·dv, d], Aᵀ divided by its scales `rows` [h·dv] and `columns` [d].
+        whole: int16 [h·dv, d], Aᵀ divided by its scales `rows` [h·dv] and `columns` [d] of the shape's dtype.
         rest: [2, h·dv, r] in the shape's dtype, Bᵀ in two parts.
     """
     kernels = _kernels(shape, sums.device)
-    batch, values = sums.shape[0], whole.shape[0] // shape.heads
-    if kernels is None or batch > _MIXED or values % 2:
+    given = [x for x in (rows, columns, rest) if x is not None]
+    if kernels is None or any(x.dtype != shape.dtype or x.data_ptr() % 16 for x in given):
         return None
-    out = sums.new_empty(batch, whole.shape[0])
+    batch, values = sums.shape[0], whole.shape[0] // shape.heads
+    out = sums.new_empty(batch, whole.shape[0], dtype=shape.dtype)
     job = _Mix(*map(_address, (sums, whole, rows, columns, rest, out)), batch, values)
-    kernels.mix.launch((-(-values // 16), shape.heads, -(-batch // 4)), job)
+    tall, many = _MATRIX_TILE
+    kernels.mix.launch((-(-values // tall), shape.heads, -(-batch // many)), job)
     return out
+
+
+def residual_codes(
+    x: torch.Tensor, primary: torch.Tensor, weight: torch.Tensor, shape: Shape
+) -> torch.Tensor | None:
+    """C = [x | P]·Wᵀ of a few tokens in 8 bits, int8 [B, n, r + 2] (see `decode`); None: no kernel for it.
+
+    Args:
+        x: [B, n, width], the layer's input.
+        primary: P [B, n, d], what is cached of it.
+        weight: [2, r, width + d], W in two parts.
+    """
+    kernels = _kernels(shape, x.device)
+    tokens, width = x.numel() // x.shape[-1], x.shape[-1]
+    if kernels is None or not 0 < tokens <= _FEW or width % 8:
+        return None
+    rows = [side.reshape(tokens, side.shape[-1]) for side in (x, primary)]
+    given = (*rows, weight)
+    if any(a.dtype != shape.dtype or a.data_ptr() % 16 or a.stride(0) % 8 for a in given):
+        return None
+    tall, many = _MATRIX_TILE
+    tiles = -(-shape.residual // tall)
+    parts = max(1, min(128 // tiles, weight.shape[2] // 256))  # enough blocks to fill a card
+    part = x.new_empty(parts, tokens, shape.residual, dtype=torch.float32)
+    codes = x.new_empty(*x.shape[:-1], shape.residual + 2, dtype=torch.int8)
+    strides = rows[0].stride(0), rows[1].stride(0)
+    kernels.rest.launch(
+        (tiles, parts, -(-tokens // many)), _Rest(*map(_address, (*given, part)), *strides, tokens, width)
+    )
+    kernels.codes.launch((tokens, 1, 1), part, codes, ctypes.c_int(parts))
+    return codes
 
 
 def turned_dot(
@@ -319,12 +363,14 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
                     "slim_decode": (32 * (_WARPS + 8), placed.shared, placed.cluster),
                     "slim_combine": (256, 0, 1),
                     "slim_open": (256, 0, 1),
-                    "slim_mix": (256, 16 * (shape.heads * shape.size + shape.residual), 1),
+                    "slim_mix": (256, 0, 1),
+                    "slim_rest": (256, 0, 1),
+                    "slim_codes": (256, 0, 1),
                 },
             )
             step = built["slim_decode"]
-            combine, opener, mixer = (built[f"slim_{name}"] for name in ("combine", "open", "mix"))
-            return _Kernels(step, combine, opener, mixer, max(1, step.clusters()))
+            others = (built[f"slim_{name}"] for name in ("combine", "open", "mix", "rest", "codes"))
+            return _Kernels(step, *others, max(1, step.clusters()))
     except NoKernel as why:
         _say(str(why))
         return None
@@ -352,13 +398,13 @@ def source(shape: Shape, placed: Layout) -> str:
 
 def _splits(batch: int, slots: int, clusters: int) -> int:
     """Into how many parts to cut each row's slots: the least of waves · (part + what a part costs)."""
-    fixed = 96  # in tokens' time: filling the pipeline, writing and combining the sums
+    fixed, combining = 96, 3  # in tokens' time: filling the pipeline; writing and reading a part's sums
 
     def cost(splits: int) -> float:
         waves = -(-batch * splits // clusters)
-        return waves * (slots / splits + fixed)
+        return waves * (slots / splits + fixed) + batch * splits * combining
 
-    most = max(1, min(slots // 256, 4 * clusters))
+    most = max(1, min(slots // 64, 4 * clusters))
     return min(range(1, most + 1), key=cost)
 
 

@@ -545,72 +545,240 @@ slim_open(const signed char* __restrict__ codes, u16* __restrict__ out, long lon
   *(uint4*)(out + (batch * slots + slot) * R + part * 8) = make_uint4(word[0], word[1], word[2], word[3]);
 }
 
+// --- few tokens times many rows ---------------------------------------------------------------------
+// A matrix is read once for 32 rows of the batch, on tensor cores. Whatever has more digits than a bfloat16 is
+// a sum of two: exact for 16-bit integers, to 2^-17 for float32. The inner axis is permuted alike on both
+// sides, so that a lane's eight numbers of a step lie beside one another in memory.
+
+constexpr int INNER = 256, COUNT = 4;  // threads; tiles of 8 rows of the batch
+
+struct Pairs { u32 big[4], small[4]; };  // eight numbers
+
+__device__ __forceinline__ u32 pack_bf(float lo, float hi) {
+  u32 out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
+  return out;
+}
+__device__ __forceinline__ Pairs halved(const float* x) {
+  Pairs out;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const u32 w = pack_bf(x[2 * i], x[2 * i + 1]);
+    out.big[i] = w;
+    out.small[i] = pack_bf(x[2 * i] - __uint_as_float(w << 16), x[2 * i + 1] - __uint_as_float(w & 0xffff0000u));
+  }
+  return out;
+}
+// 16-bit integers as 256 · high byte + low byte. A byte below the exponent of 2^23 or 2^31 is a float.
+__device__ __forceinline__ Pairs integers(const uint4& raw) {
+  const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+  Pairs out;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const u32 w = words[i], z = w ^ 0x80008000u;
+    out.small[i] = pack_bf(__uint_as_float(__byte_perm(w, 0x4b000000u, 0x7540)) - 8388608.f,
+                           __uint_as_float(__byte_perm(w, 0x4b000000u, 0x7542)) - 8388608.f);
+    out.big[i] = pack_bf(__uint_as_float(__byte_perm(z, 0x4f000000u, 0x7541)) - 2147516416.f,
+                         __uint_as_float(__byte_perm(z, 0x4f000000u, 0x7543)) - 2147516416.f);
+  }
+  return out;
+}
+// The sum of two matrices' numbers.
+__device__ __forceinline__ Pairs both(const uint4& u, const uint4& v) {
+#if BF16
+  return {{u.x, u.y, u.z, u.w}, {v.x, v.y, v.z, v.w}};
+#else
+  const u32 us[4] = {u.x, u.y, u.z, u.w}, vs[4] = {v.x, v.y, v.z, v.w};
+  float x[8];
+#pragma unroll
+  for (int i = 0; i < 4; i++) x[2 * i] = low(us[i]) + low(vs[i]), x[2 * i + 1] = high(us[i]) + high(vs[i]);
+  return halved(x);
+#endif
+}
+__device__ __forceinline__ void mma_bf(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+               " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// d [16 rows, 8 of the batch] += rows (lane / 4 of `a`, lane / 4 + 8 of `b`) times the batch's `x`.
+__device__ __forceinline__ void product(float* d, const Pairs& a, const Pairs& b, const Pairs& x) {
+#pragma unroll
+  for (int s = 0; s < 4; s += 2) {
+    mma_bf(d, a.big[s], b.big[s], a.big[s + 1], b.big[s + 1], x.big[s], x.big[s + 1]);
+    mma_bf(d, a.big[s], b.big[s], a.big[s + 1], b.big[s + 1], x.small[s], x.small[s + 1]);
+    mma_bf(d, a.small[s], b.small[s], a.small[s + 1], b.small[s + 1], x.big[s], x.big[s + 1]);
+    mma_bf(d, a.small[s], b.small[s], a.small[s + 1], b.small[s + 1], x.small[s], x.small[s + 1]);
+  }
+}
+__device__ __forceinline__ void eight(float* x, const u16* from) {
+  const uint4 raw = __ldg((const uint4*)from);
+  x[0] = low(raw.x), x[1] = high(raw.x), x[2] = low(raw.y), x[3] = high(raw.y);
+  x[4] = low(raw.z), x[5] = high(raw.z), x[6] = low(raw.w), x[7] = high(raw.w);
+}
+__device__ __forceinline__ void eight(float* x, const float* from) {
+  *(float4*)x = *(const float4*)from;
+  *(float4*)(x + 4) = *(const float4*)(from + 4);
+}
+// The warps' sums of one tile become one: `put(row of 16, row of 32 of the batch, sum)`.
+template <class Put>
+__device__ __forceinline__ void gather(float (*acc)[4], float* room, int tiles, Put put) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+#pragma unroll
+  for (int n = 0; n < COUNT; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      room[warp * 512 + (n * 8 + lane % 4 * 2 + i % 2) * 16 + lane / 4 + i / 2 * 8] = acc[n][i];
+  __syncthreads();
+  for (int i = threadIdx.x; i < tiles * 128; i += INNER) {
+    float x = 0;
+#pragma unroll
+    for (int w = 0; w < INNER / 32; w++) x += room[w * 512 + i];
+    put(i % 16, i / 16, x);
+  }
+  __syncthreads();
+}
+
 struct Mix {
   const float* sums;        // [batch][HEADS][DR], as slim_decode leaves them
   const short* whole;       // [HEADS * DV][D]: A transposed, divided by its scales
-  const float* rows;        // [HEADS * DV] scales
-  const float* columns;     // [D] scales
+  const u16* rows;          // [HEADS * DV] scales
+  const u16* columns;       // [D] scales
   const u16* rest;          // [2][HEADS * DV][R]: B transposed is the sum of its two parts
-  float* out;               // [batch][HEADS * DV]
+  u16* out;                 // [batch][HEADS * DV]
   int batch, values;        // values is DV, a head's outputs
 };
 
-// The heads' sums times their own matrices: a warp makes two numbers for MIXED rows of the batch.
-constexpr int MIXED = 4;
-extern "C" __global__ void __launch_bounds__(256, 2) slim_mix(const __grid_constant__ Mix mix) {
-  extern __shared__ __align__(16) float sums[];  // [MIXED][DR], the columns' scales already in them
-  const int lane = threadIdx.x & 31, head = blockIdx.y, first = blockIdx.z * MIXED;
-  const int many = min(MIXED, mix.batch - first);
-  for (int i = threadIdx.x; i < many * DR; i += 256) {
-    const int b = i / DR, at = i % DR;
-    const float x = mix.sums[((long long)(first + b) * HEADS + head) * DR + at];
-    sums[i] = at < D ? x * mix.columns[at] : x;
-  }
-  __syncthreads();
-  // Two numbers at once, so that what is read of the sums serves twice.
-  for (int j = (blockIdx.x * 8 + threadIdx.x / 32) * 2; j < mix.values; j += gridDim.x * 16) {
-    const long long row = (long long)head * mix.values + j;
-    float dot[2][MIXED] = {}, rest[2][MIXED] = {};
+// The heads' sums times their own matrices: 16 numbers of a head for 32 rows of the batch.
+extern "C" __global__ void __launch_bounds__(INNER, 2) slim_mix(const __grid_constant__ Mix mix) {
+  __shared__ float room[INNER / 32 * 512];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, head = blockIdx.y;
+  const int first = blockIdx.z * 8 * COUNT, many = min(8 * COUNT, mix.batch - first), tiles = (many + 7) / 8;
+  const int j = blockIdx.x * 16;
+  const long long r0 = (long long)head * mix.values + min(j + lane / 4, mix.values - 1);
+  const long long r1 = (long long)head * mix.values + min(j + lane / 4 + 8, mix.values - 1);
+  float acc[COUNT][4] = {};
+  auto sums = [&](int n, int at) {  // a lane whose row of the batch is none reads another's
+    const int b = first + min(n * 8 + lane / 4, many - 1);
+    return mix.sums + ((long long)b * HEADS + head) * DR + at;
+  };
+  const uint4 none = make_uint4(0, 0, 0, 0);
 #pragma unroll 4
-    for (int k = lane * 4; k < D; k += 128) {
-      float a[2][4];
+  for (int k = warp * 32 + lane % 4 * 8; k - lane % 4 * 8 < D; k += INNER) {
+    const bool in = k < D;
+    const Pairs a = integers(in ? __ldg((const uint4*)(mix.whole + r0 * D + k)) : none);
+    const Pairs b = integers(in ? __ldg((const uint4*)(mix.whole + r1 * D + k)) : none);
+    float scales[8];
+    eight(scales, mix.columns + (in ? k : 0));
 #pragma unroll
-      for (int n = 0; n < 2; n++) {
-        const uint2 w = __ldg((const uint2*)(mix.whole + (row + n) * D + k));
-        a[n][0] = (float)(short)w.x, a[n][1] = (float)((int)w.x >> 16);
-        a[n][2] = (float)(short)w.y, a[n][3] = (float)((int)w.y >> 16);
-      }
+    for (int n = 0; n < COUNT; n++)
+      if (n < tiles) {
+        float x[8];
+        eight(x, sums(n, in ? k : 0));
 #pragma unroll
-      for (int b = 0; b < MIXED; b++) {
-        if (b >= many) break;
-        const float4 x = *(const float4*)(sums + b * DR + k);
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-          dot[n][b] += a[n][0] * x.x + a[n][1] * x.y + a[n][2] * x.z + a[n][3] * x.w;
-      }
-    }
-    for (int k = lane * 2; k < R; k += 64) {
-#pragma unroll
-      for (int n = 0; n < 2; n++) {
-        const u32 u = *(const u32*)(mix.rest + (row + n) * R + k);
-        const u32 v = *(const u32*)(mix.rest + ((long long)HEADS * mix.values + row + n) * R + k);
-        const float a = low(u) + low(v), c = high(u) + high(v);
-#pragma unroll
-        for (int b = 0; b < MIXED; b++) {
-          if (b >= many) break;
-          rest[n][b] += a * sums[b * DR + D + k] + c * sums[b * DR + D + k + 1];
-        }
-      }
-    }
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-      for (int b = 0; b < MIXED; b++) {
-        float x = dot[n][b] * mix.rows[row + n] + rest[n][b];
-#pragma unroll
-        for (int m = 16; m; m /= 2) x += __shfl_xor_sync(~0u, x, m);
-        if (lane == 0 && b < many) mix.out[(long long)(first + b) * HEADS * mix.values + row + n] = x;
+        for (int i = 0; i < 8; i++) x[i] *= scales[i];
+        product(acc[n], a, b, halved(x));
       }
   }
+  const float s0 = low(mix.rows[r0]), s1 = low(mix.rows[r1]);
+#pragma unroll
+  for (int n = 0; n < COUNT; n++) acc[n][0] *= s0, acc[n][1] *= s0, acc[n][2] *= s1, acc[n][3] *= s1;
+  const u16* const second = mix.rest + (long long)HEADS * mix.values * R;
+  for (int k = warp * 32 + lane % 4 * 8; k - lane % 4 * 8 < R; k += INNER) {
+    const bool in = k < R;
+    const Pairs a = both(in ? __ldg((const uint4*)(mix.rest + r0 * R + k)) : none,
+                         in ? __ldg((const uint4*)(second + r0 * R + k)) : none);
+    const Pairs b = both(in ? __ldg((const uint4*)(mix.rest + r1 * R + k)) : none,
+                         in ? __ldg((const uint4*)(second + r1 * R + k)) : none);
+#pragma unroll
+    for (int n = 0; n < COUNT; n++)
+      if (n < tiles) {
+        float x[8];
+        eight(x, sums(n, in ? D + k : 0));
+        product(acc[n], a, b, halved(x));
+      }
+  }
+  gather(acc, room, tiles, [&](int row, int b, float x) {
+    if (b < many && j + row < mix.values)
+      mix.out[((long long)(first + b) * HEADS + head) * mix.values + j + row] = (u16)pack(x, 0.f);
+  });
+}
+
+struct Rest {
+  const u16* x;             // [batch] rows of `width` numbers: the layer's input
+  const u16* primary;       // [batch] rows of D: what is cached of it
+  const u16* weight;        // [2][R][width + D]: the sum of its two parts
+  float* part;              // [gridDim.y][batch][R]
+  long long x_row, primary_row;  // strides in elements
+  int batch, width;
+};
+
+// Shares of the residual's sums: 16 of its numbers, a part of the inner axis, 32 rows of the batch.
+extern "C" __global__ void __launch_bounds__(INNER, 2) slim_rest(const __grid_constant__ Rest rest) {
+  __shared__ float room[INNER / 32 * 512];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, inner = rest.width + D;
+  const int first = blockIdx.z * 8 * COUNT, many = min(8 * COUNT, rest.batch - first), tiles = (many + 7) / 8;
+  const int j = blockIdx.x * 16, last = max(R - 1, 0);
+  const long long r0 = min(j + lane / 4, last), r1 = min(j + lane / 4 + 8, last);
+  const u16* const second = rest.weight + (long long)R * inner;
+  const uint4 none = make_uint4(0, 0, 0, 0);
+  float acc[COUNT][4] = {};
+#pragma unroll 2
+  for (int k = (blockIdx.y * (INNER / 32) + warp) * 32 + lane % 4 * 8; k - lane % 4 * 8 < inner;
+       k += gridDim.y * INNER) {
+    const bool in = k < inner;
+    const Pairs a = both(in ? __ldg((const uint4*)(rest.weight + r0 * inner + k)) : none,
+                         in ? __ldg((const uint4*)(second + r0 * inner + k)) : none);
+    const Pairs b = both(in ? __ldg((const uint4*)(rest.weight + r1 * inner + k)) : none,
+                         in ? __ldg((const uint4*)(second + r1 * inner + k)) : none);
+#pragma unroll
+    for (int n = 0; n < COUNT; n++)
+      if (n < tiles) {
+        const long long token = first + min(n * 8 + lane / 4, many - 1);
+        float x[8];
+        eight(x, k < rest.width ? rest.x + token * rest.x_row + k
+                                : rest.primary + token * rest.primary_row + (in ? k - rest.width : 0));
+        product(acc[n], a, b, halved(x));
+      }
+  }
+  gather(acc, room, tiles, [&](int row, int b, float x) {
+    if (b < many && j + row < R) rest.part[((long long)blockIdx.y * rest.batch + first + b) * R + j + row] = x;
+  });
+}
+
+__device__ __forceinline__ float larger(float x, float y) { return x != x ? x : y != y ? y : fmaxf(x, y); }
+
+// The shares become the residual in 8 bits: R integers and the two bytes of a bfloat16 scale for each row of
+// the batch, to the bit as `to_bytes` in torch makes them of the same sums.
+extern "C" __global__ void __launch_bounds__(INNER)
+slim_codes(const float* __restrict__ part, unsigned char* __restrict__ out, int parts) {
+  __shared__ float room[INNER / 32];
+  constexpr int MINE = (R + INNER - 1) / INNER;
+  float mine[MINE ? MINE : 1], most = 0;
+#pragma unroll
+  for (int n = 0; n < MINE; n++) {
+    const int at = n * INNER + threadIdx.x;
+    float x = 0;
+    if (at < R)
+      for (int p = 0; p < parts; p++) x += part[((long long)p * gridDim.x + blockIdx.x) * R + at];
+    mine[n] = x;
+    most = larger(most, fabsf(x));
+  }
+#pragma unroll
+  for (int m = 16; m; m /= 2) most = larger(most, __shfl_xor_sync(~0u, most, m));
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = most;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < INNER / 32; w++) most = larger(most, room[w]);
+  most /= 126.f;
+  const u32 bits = pack_bf(most < 1e-30f ? 1e-30f : most, 0.f) & 0xffffu;
+  const float scale = __uint_as_float(bits << 16);
+  out += (long long)blockIdx.x * (R + 2);
+#pragma unroll
+  for (int n = 0; n < MINE; n++) {
+    const int at = n * INNER + threadIdx.x;
+    if (at < R) out[at] = (unsigned char)(signed char)(int)fminf(fmaxf(rintf(mine[n] / scale), -127.f), 127.f);
+  }
+  if (threadIdx.x < 2) out[R + threadIdx.x] = (unsigned char)(bits >> 8 * threadIdx.x);
 }
 """

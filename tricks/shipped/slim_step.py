@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .slim_kernel import Shape, available, decode, mix
+from .slim_kernel import Shape, available, decode, mix, residual_codes
 
 _CLOSE = 0.05
 """Of two cosines: a token that stands one position off moves by 0.46, rounding by 0.01."""
@@ -98,7 +98,7 @@ class Step:
         self.steps: Steps = model.__dict__.setdefault("tricksmith_slim_steps", Steps(model))
         self.spec = spec
         rope = spec["rope"]
-        size = spec["cached_channels"] // spec["heads"] if spec["heads"] else 0
+        size = self.size = spec["cached_channels"] // spec["heads"] if spec["heads"] else 0
         kind = getattr(self.steps.rotary, "rope_type", "default")
         turns = rope is None or (
             self.steps.rotary is not None
@@ -122,12 +122,27 @@ class Step:
         rest = getattr(slim, "residual_out", None)
         mixed = None
         if slim.values.dtype == torch.int16 and (rest is None or rest.dtype == query.dtype):
-            scales = slim.row_scales.float(), slim.column_scales.float()
+            scales = slim.row_scales, slim.column_scales
             mixed = mix(sums, slim.values, *scales, rest, self.shape(query))
         if mixed is None:
             both = torch.cat(slim.mixes(query.shape[1]), 1)
             return torch.einsum("bhe,hev->bhv", sums, both)[:, None].to(query.dtype)
-        return mixed.view(sums.shape[0], 1, query.shape[1], -1).to(query.dtype)
+        return mixed.view(sums.shape[0], 1, query.shape[1], -1)
+
+    def codes(self, x: torch.Tensor, primary: torch.Tensor, slim: Any) -> torch.Tensor | None:
+        """C of new tokens as the cache keeps it [B, n, r + 2] in two launches, or None for the torch path.
+
+        Args:
+            x, primary: the layer's input [B, n, width] and what is cached of it [B, n, d].
+            slim: the `Derived` of values.
+        """
+        spec = self.spec
+        if not (self.fits and x.is_cuda and spec["residual"] and spec["bits"] == 8):
+            return None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        shape = Shape(spec["heads"], self.size, spec["residual"], x.dtype, bool(spec["rope"]))
+        return residual_codes(x, primary, slim.residual_in, shape)
 
     def unsure(self, layer: Any) -> None:
         """Tokens have come to the cache whose positions nobody has looked at."""
