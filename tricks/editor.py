@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,13 +187,16 @@ class Editor:
         step = max(BUFFER // row, 1) * row
         if step > BUFFER:
             raise BadInput(f"{stored.name} has rows of over {BUFFER} bytes, which no known model has")
+
+        def make(begin: int, view: memoryview) -> None:
+            self.reader.fill(stored.info, begin, view)
+            if scaled:
+                values = torch.frombuffer(view, dtype=TORCH[stored.dtype]).view(-1, grid.columns)
+                _scale(scaled, grid, values, begin // row)
+
         for begin in range(0, size, step):
             length = min(step, size - begin)
-            with out.buffer(length) as view:
-                self.reader.fill(stored.info, begin, view)
-                if scaled:
-                    values = torch.frombuffer(view, dtype=TORCH[stored.dtype]).view(-1, grid.columns)
-                    _scale(scaled, grid, values, begin // row)
+            out.make(length, partial(make, begin))
             yield length
 
     def _pour_rows(self, value: Value, out: HashedFile) -> Iterator[int]:

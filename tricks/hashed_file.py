@@ -1,13 +1,15 @@
 """A file that is written and hashed beside the work that makes its bytes.
 
-Three things want the processor during a conversion: the arithmetic, the kernel's copy of what is written,
-and SHA-256. Both of the latter run without Python's lock, so each has a thread; a few buffers go round.
+Three things want the processor during a conversion: reading with the arithmetic on it, the kernel's copy of
+what is written, and SHA-256. All run without Python's lock: the first has as many threads as there are cores,
+up to `_MAKERS`, and the others one each, which take the buffers in their order; a few buffers go round.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from types import TracebackType
 BUFFER = 2 << 20
 """Bytes of one buffer: it stays in the processor's cache from reading through hashing to writing."""
 
-_BUFFERS = 4
+_MAKERS = 6
 
 
 class HashedFile:
@@ -35,8 +37,10 @@ class HashedFile:
         self._digest = hashlib.sha256()
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._hasher = ThreadPoolExecutor(max_workers=1)
+        makers = min(_MAKERS, os.cpu_count() or 1)
+        self._makers = ThreadPoolExecutor(max_workers=makers)
         self._free: SimpleQueue[tuple[bytearray, list[Future[None]]]] = SimpleQueue()
-        for _ in range(_BUFFERS):
+        for _ in range(makers + 3):  # one waits, one is written, one is hashed
             self._free.put((bytearray(BUFFER), []))
 
     def __enter__(self) -> HashedFile:
@@ -52,21 +56,41 @@ class HashedFile:
                         future.result()
             self.sha256 = self._digest.hexdigest()
         finally:
+            self._makers.shutdown(cancel_futures=True)
             self._writer.shutdown(cancel_futures=True)
             self._hasher.shutdown(cancel_futures=True)
             self._file.close()
 
+    def make(self, size: int, work: Callable[[memoryview], None]) -> None:
+        """Have `work` fill a view of `size` bytes (at most `BUFFER`) on another thread; then it is written.
+
+        What `work` raises is raised by a later call, or at the end of the `with` block.
+        """
+        memory, view = self._taken(size)
+        made = self._makers.submit(work, view)
+
+        def then(use: Callable[[memoryview], None]) -> None:
+            made.result()
+            use(view)
+
+        self._free.put(
+            (memory, [self._writer.submit(then, self._write), self._hasher.submit(then, self._hash)])
+        )
+
     @contextmanager
     def buffer(self, size: int) -> Iterator[memoryview]:
         """A view of `size` bytes (at most `BUFFER`) to fill; it is written when the block ends."""
-        memory, futures = self._free.get()
-        for future in futures:
-            future.result()
-        view = memoryview(memory)[:size]
+        memory, view = self._taken(size)
         yield view
         self._free.put(
             (memory, [self._writer.submit(self._write, view), self._hasher.submit(self._hash, view)])
         )
+
+    def _taken(self, size: int) -> tuple[bytearray, memoryview]:
+        memory, futures = self._free.get()
+        for future in futures:
+            future.result()
+        return memory, memoryview(memory)[:size]
 
     def put(self, data: bytes) -> None:
         """Write `data`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ class Reader:
     def __init__(self, source: Path, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.bytes_read = 0
+        self._counting = threading.Lock()
         self._source = source
         self._starts: dict[str, int] = {}
         for file in checkpoint.files:
@@ -36,7 +38,8 @@ class Reader:
             BadInput: the file became shorter since its header was read.
         """
         place = self._starts[tensor.file] + tensor.begin + begin
-        self.bytes_read += len(view)
+        with self._counting:
+            self.bytes_read += len(view)
         with (self._source / tensor.file).open("rb", buffering=0) as opened:
             while len(view):
                 count = os.preadv(opened.fileno(), [view], place)

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+
+
+class Budget:
+    """Seconds that a run may take; a part asks before each row of its table."""
+
+    def __init__(self) -> None:
+        self._end = float("inf")
+
+    def start(self, minutes: float) -> None:
+        """From now on."""
+        self._end = time.monotonic() + 60 * minutes
+
+    def left(self) -> float:
+        """Seconds, `inf` where there is no limit."""
+        return self._end - time.monotonic()
+
+
+BUDGET = Budget()
 
 
 def card() -> dict[str, Any]:

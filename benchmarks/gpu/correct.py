@@ -158,8 +158,9 @@ def mixed(heads: int = 32, size: int = 128, rank: int = 256, batch: int = 5) -> 
     return {"batch": batch, "error": error, "rounding": noise, "ok": error < 1.01 * noise and same}
 
 
-def coded(dtype: torch.dtype, batch: int, heads: int = 32, size: int = 128, rank: int = 256) -> dict[str, Any]:
+def coded(dtype: torch.dtype, batch: int) -> dict[str, Any]:
     """New tokens' residuals in 8 bits, against those that torch makes of float64 sums."""
+    heads, size, rank = 32, 128, 256
     wide = heads * size
     x, primary = (torch.randn(batch, 1, wide, device="cuda", dtype=dtype) for _ in range(2))
     weight = torch.randn(2, rank, 2 * wide, device="cuda", dtype=dtype) / 64

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, StaticCache
 
-from benchmarks.gpu.clock import captured
+from benchmarks.gpu.clock import BUDGET, captured
 from benchmarks.gpu.geometry import LLAMA_7B, PHI3_MINI, converted, source
 
-_POINTS = [(1, 2048), (1, 16384), (1, 32768), (1, 131072), (8, 4096), (8, 16384), (16, 8192), (32, 4096)]
+_POINTS = [(1, 128), (1, 2048), (1, 16384), (1, 131072), (8, 4096), (8, 16384), (16, 8192), (32, 4096)]
+_SHORT = [(1, 128), (1, 2048), (8, 4096)]
 
 
 class Stepper:
@@ -136,9 +138,11 @@ def largest_batch(model: PreTrainedModel, context: int, bytes_per_row: float) ->
     return 0
 
 
-def run(points: list[tuple[int, int]] | None = None) -> list[dict[str, Any]]:
-    """Both geometries, source and slim, at every point, and the largest batch at 16k and at 128k tokens."""
-    rows = []
+def run() -> Iterator[dict[str, Any]]:
+    """Both geometries, source and slim, at every point, and the largest batch at 16k and at 128k tokens.
+
+    `slim torch` is the slim model with its kernels switched off, where a short context might do without.
+    """
     for name, (kind, fields) in (("Llama-2-7B", LLAMA_7B), ("Phi-3-mini-128k", PHI3_MINI)):
         rank = fields["hidden_size"] // 16
         for form in ("source", "slim"):
@@ -147,21 +151,40 @@ def run(points: list[tuple[int, int]] | None = None) -> list[dict[str, Any]]:
             else:
                 model, _ = converted(kind, fields, f"slim:residual={rank}")
             per_token = 0.0
-            for batch, context in points or _POINTS:
+            for batch, context in _POINTS:
+                if BUDGET.left() < 10:
+                    return
                 row = {"model": name, "form": form, **measure(model, batch, context)}
-                rows.append(row)
-                print(
-                    f"{name} {form} {batch} x {context}: "
-                    + (f"{row['step_ms']:.2f} ms" if row["fits"] else "does not fit"),
-                    flush=True,
-                )
+                yield said(row)
                 if row["fits"]:
                     per_token = row["cache_bytes"] / batch / context
             for context in (16384, 131072):
+                if BUDGET.left() < 10:
+                    return
                 most = largest_batch(model, context, per_token * context)
-                rows.append({"model": name, "form": form, "context": context, "largest_batch": most})
+                yield {"model": name, "form": form, "context": context, "largest_batch": most}
                 print(f"{name} {form}: largest batch at {context} tokens {most}", flush=True)
+            if form == "slim":
+                without_kernels(model)
+                for batch, context in _SHORT:
+                    if BUDGET.left() < 10:
+                        return
+                    yield said({"model": name, "form": "slim torch", **measure(model, batch, context)})
             del model
             gc.collect()
             torch.cuda.empty_cache()
-    return rows
+
+
+def without_kernels(model: PreTrainedModel) -> None:
+    """Have a slim model decode in plain torch, as on a card that the kernels do not know."""
+    memo = next(m.tricksmith_slim for m in model.modules() if hasattr(m, "tricksmith_slim"))
+    module = sys.modules[type(memo.step).__module__]
+    module.available = lambda *given: False  # type: ignore[attr-defined]
+    module.residual_codes = lambda *given: None  # type: ignore[attr-defined]
+
+
+def said(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, shown."""
+    took = f"{row['step_ms']:.2f} ms" if row["fits"] else "does not fit"
+    print(f"{row['model']} {row['form']} {row['batch']} x {row['context']}: {took}", flush=True)
+    return row

@@ -17,6 +17,7 @@ from tricks.families import classes
 from tricks.layout import saved_shapes
 from tricks.model import Blueprint, build
 from tricks.ship import code_fields, shipped_code
+from tricks.shipped.modeling_skipless import SkiplessConfig, SkiplessForCausalLM
 
 LLAMA_7B = (
     "llama",
@@ -59,6 +60,9 @@ def headers(model_type: str, fields: dict[str, Any]) -> Checkpoint:
     return Checkpoint(model_type, stored, tensors, ("model.safetensors",))
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def source(model_type: str, fields: dict[str, Any]) -> PreTrainedModel:
     """The stock model in bfloat16 on the card."""
     return _made(AutoConfig.for_model(model_type, **fields))
@@ -82,6 +86,18 @@ def converted(model_type: str, fields: dict[str, Any], *tricks: str) -> tuple[Pr
         return _made(AutoConfig.from_pretrained(folder, trust_remote_code=True)), plan
 
 
+def skipless(absorbed: str | None, fields: dict[str, Any]) -> PreTrainedModel:
+    """A skipless transformer of these sizes in bfloat16, whole or with `absorbed` and P merged away."""
+
+    class Random(SkiplessForCausalLM):
+        def _init_weights(self, module: Any) -> None:  # orthogonal ones take minutes at these sizes
+            pass
+
+    with torch.device(DEVICE):
+        model: PreTrainedModel = Random(SkiplessConfig(absorbed=absorbed, **fields)).to(torch.bfloat16)
+    return _filled(model)
+
+
 def _deeper(config: dict[str, Any], depth: int) -> dict[str, Any]:
     """The config of a plan for four layers as one for `depth` like them: planning real depths takes long."""
     parts = {name: dict(options) for name, options in config["tricksmith"].items()}
@@ -95,10 +111,14 @@ def _deeper(config: dict[str, Any], depth: int) -> dict[str, Any]:
 
 def _made(config: Any) -> PreTrainedModel:
     config.dtype = "bfloat16"
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=torch.bfloat16, trust_remote_code=True, attn_implementation="sdpa"
         )
+    return _filled(model)
+
+
+def _filled(model: PreTrainedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.02)
     for name, buffer in model.named_buffers():

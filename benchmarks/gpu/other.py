@@ -3,53 +3,116 @@
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from benchmarks.gpu.clock import BUDGET, milliseconds
 from benchmarks.gpu.generate import measure
-from benchmarks.gpu.geometry import LLAMA_7B, PHI3_MINI, converted, source
+from benchmarks.gpu.geometry import DEVICE, LLAMA_7B, PHI3_MINI, converted, skipless, source
 
-CASES: list[tuple[str, tuple[str, dict[str, Any]], tuple[str, ...]]] = [
-    ("Llama-2-7B", LLAMA_7B, ("flashnorm:form=strict",)),
-    ("Llama-2-7B", LLAMA_7B, ("flashnorm:form=defer",)),
-    ("Llama-2-7B", LLAMA_7B, ("precompute",)),
-    ("Llama-2-7B", LLAMA_7B, ("matshrink",)),
-    ("Phi-3-mini-128k", PHI3_MINI, ("flashnorm:form=defer",)),
+STATE = "approximate:window=512,sinks=4,degree=1,poly=taylor,kl=1"
+CASES: list[tuple[str, tuple[str, dict[str, Any]], str]] = [
+    ("Llama-2-7B", LLAMA_7B, "flashnorm:form=defer"),
+    ("Llama-2-7B", LLAMA_7B, "precompute"),
+    ("Llama-2-7B", LLAMA_7B, "matshrink"),
+    ("Llama-2-7B", LLAMA_7B, "flashnorm:form=strict"),
+    ("Phi-3-mini-128k", PHI3_MINI, "flashnorm:form=defer"),
 ]
+_POINTS = [(1, 2048), (16, 2048)]
+_LONG = [(1, 2048), (1, 32768), (8, 8192)]
+_SECONDS = 15
+"""What a model may take to be made and planned; a part stops where less is left."""
+
+Latency = Callable[[PreTrainedModel, int, int], float]
 
 
-def run() -> list[dict[str, Any]]:
-    """A step at batch 1 and 16 on a context of 2048, source and converted in one run."""
-    rows = []
-    before: dict[str, dict[int, float]] = {}
-    for name, (kind, fields), tricks in CASES:
-        if name not in before:
-            model = source(kind, fields)
-            before[name] = {batch: measure(model, batch, 2048)["step_ms"] for batch in (1, 16)}
+@torch.no_grad()
+def live(model: PreTrainedModel, batch: int, context: int) -> float:
+    """Milliseconds of a step after a prompt of `context` tokens, in the model's own growing cache.
+
+    Inside a CUDA graph, whose replays repeat one step.
+    """
+    ids = torch.randint(5, 1000, (batch, context), device=DEVICE)
+    cache = model(input_ids=ids[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
+    where = torch.full((batch, 1), context - 1, device=DEVICE)
+
+    def step() -> None:
+        model(input_ids=ids[:, -1:], position_ids=where, past_key_values=cache, use_cache=True)
+
+    if DEVICE == "cuda":
+        return milliseconds(step)
+    begin = time.perf_counter()
+    step()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def step_ms(model: PreTrainedModel, batch: int, context: int) -> float:
+    """Milliseconds of a step in a full static cache."""
+    took: float = measure(model, batch, context)["step_ms"]
+    return took
+
+
+def both(
+    name: str,
+    trick: str,
+    models: tuple[Callable[[], PreTrainedModel], Callable[[], PreTrainedModel]],
+    points: list[tuple[int, int]],
+    latency: Latency,
+    known: dict[tuple[int, int], float] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of one trick; `known`: what the source was measured at already, filled where it is empty."""
+    before = {} if known is None else known
+    try:
+        for make in models:
+            if make is models[0] and all(point in before for point in points):
+                continue
+            model = make()
+            for batch, context in points:
+                took = latency(model, batch, context)
+                if make is models[0]:
+                    before[batch, context] = took
+                    continue
+                old = before[batch, context]
+                sizes = {"batch": batch, "context": context}
+                spans = {"before_ms": old, "after_ms": took, "speedup": old / took}
+                print(f"{name} {trick} {batch} x {context}: {old:.2f} -> {took:.2f} ms", flush=True)
+                yield {"model": name, "trick": trick, **sizes, **spans}
             del model
-        try:
-            model, _ = converted(kind, fields, *tricks)
-            for batch in (1, 16):
-                after = measure(model, batch, 2048)["step_ms"]
-                row = {
-                    "model": name,
-                    "tricks": list(tricks),
-                    "batch": batch,
-                    "context": 2048,
-                    "before_ms": before[name][batch],
-                    "after_ms": after,
-                    "speedup": before[name][batch] / after,
-                }
-                rows.append(row)
-                print(
-                    f"{name} {'+'.join(tricks)} batch {batch}: {row['before_ms']:.2f} -> {after:.2f} ms",
-                    flush=True,
-                )
-            del model
-        except Exception as error:  # noqa: BLE001 - a trick that does not fit is a row too
-            rows.append({"model": name, "tricks": list(tricks), "refused": str(error).splitlines()[0][:200]})
-            print(f"{name} {'+'.join(tricks)}: {rows[-1]['refused']}", flush=True)
-        gc.collect()
+            _clean()
+    except Exception as error:  # noqa: BLE001 - what does not fit, or no graph takes, is a row too
+        _clean()
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        print(f"{name} {trick}: {why}", flush=True)
+        yield {"model": name, "trick": trick, "refused": why}
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """A step before and after each trick, source and converted in one run."""
+    if BUDGET.left() > _SECONDS:
+        whole, merged = (lambda: skipless(None, LLAMA_7B[1])), (lambda: skipless("q", LLAMA_7B[1]))
+        yield from both("skipless, Llama-2-7B's sizes", "skipless", (whole, merged), _POINTS, live)
+    if BUDGET.left() > _SECONDS:
+        stock, state = (lambda: source(*LLAMA_7B)), (lambda: converted(*LLAMA_7B, STATE)[0])
+        yield from both("Llama-2-7B", STATE, (stock, state), _LONG, live)
+    known: dict[str, dict[tuple[int, int], float]] = {}
+    for name, geometry, trick in CASES:
+        if BUDGET.left() < _SECONDS:
+            return
+
+        def plain(geometry: Any = geometry) -> PreTrainedModel:
+            return source(*geometry)
+
+        def tricked(geometry: Any = geometry, trick: str = trick) -> PreTrainedModel:
+            return converted(*geometry, trick)[0]
+
+        yield from both(name, trick, (plain, tricked), _POINTS, step_ms, known.setdefault(name, {}))
+
+
+def _clean() -> None:
+    gc.collect()
+    if DEVICE == "cuda":
         torch.cuda.empty_cache()
-    return rows

@@ -14,45 +14,64 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parents[1] / "results/gpu.json"
+NAMES = ("correct", "decode", "pieces", "generate", "other", "convert", "flashnorm")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts named, or all; 2 and one line where there is no CUDA card."""
     parser = argparse.ArgumentParser(prog="make bench-gpu", description=__doc__)
-    names = ("correct", "decode", "flashnorm", "generate", "other", "convert")
-    parser.add_argument("parts", nargs="*", choices=[*names, []], help="all of them where none is named")
-    chosen = parser.parse_args(arguments).parts or names
+    parser.add_argument("parts", nargs="*", choices=[*NAMES, []], help="all of them where none is named")
+    parser.add_argument("--minutes", type=float, help="stop then, the parts in their order; all: about ten")
+    given = parser.parse_args(arguments)
+    if given.minutes is not None and not given.minutes > 0:
+        parser.error("--minutes takes a number above 0")
+    chosen = given.parts or NAMES
     if not torch.cuda.is_available():
         print("bench-gpu needs a CUDA card, and this machine has none that torch can use", file=sys.stderr)
         return 2
     from benchmarks.gpu import clock, convert, correct, flashnorm, generate, other, slim_decode
 
+    if given.minutes:
+        clock.BUDGET.start(given.minutes)
     out = Path(os.environ.get("OUT", RESULTS.parent)) / "gpu.json"
     bandwidth = clock.copy_bandwidth()
     parts: dict[str, Callable[[], Any]] = {
         "correct": correct.run,
         "decode": lambda: slim_decode.run(bandwidth),
-        "flashnorm": flashnorm.run,
+        "pieces": slim_decode.pieces,
         "generate": generate.run,
         "other": other.run,
         "convert": convert.run,
+        "flashnorm": flashnorm.run,
     }
-    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    found |= {"command": "make bench-gpu", **clock.card(), "copy_bytes_per_second": bandwidth}
+    # Figures of parts that are not run now stay, unless everything is.
+    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() and given.parts else {}
+    found |= {"command": _command(given), **clock.card(), "copy_bytes_per_second": bandwidth}
     print(found["card"], f"{bandwidth / 1e12:.2f} TB/s", flush=True)
+    seconds = found["seconds"] = found.get("seconds", {})
     failed = []
     for name in chosen:
         print(f"== {name}", flush=True)
         begin = time.perf_counter()
         try:
-            found[name] = parts[name]()
+            made = parts[name]()
+            found[name] = made if isinstance(made, dict) else []
+            for row in () if isinstance(made, dict) else made:
+                found[name].append(row)
+                out.write_text(json.dumps(found, indent=1) + "\n")
         except Exception as error:  # noqa: BLE001 - the other parts are still worth their time
             failed.append(name)
-            print(f"{name}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
+            print(f"{name}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr, flush=True)
         torch.cuda.empty_cache()
-        print(f"   {time.perf_counter() - begin:.0f} s", flush=True)
+        seconds[name] = round(time.perf_counter() - begin)
+        print(f"   {seconds[name]} s", flush=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if failed or not found.get("correct", {"ok": True})["ok"] else 0
+
+
+def _command(given: argparse.Namespace) -> str:
+    words = [*given.parts, *(["--minutes", f"{given.minutes:g}"] if given.minutes else [])]
+    return f'make bench-gpu ARGS="{" ".join(words)}"' if words else "make bench-gpu"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks.gpu.clock import milliseconds
-from tricks.shipped.slim_kernel import decode
+from benchmarks.gpu.clock import BUDGET, milliseconds
+from tricks.shipped.modeling_slim import to_bytes
+from tricks.shipped.slim_kernel import Shape, decode, mix, residual_codes
 
 _SDPA = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -63,8 +64,9 @@ def baselines(at: Geometry) -> dict[str, float]:
         return call
 
     calls: dict[str, Callable[[], Any]] = {name: stock(backend) for name, backend in _SDPA.items()}
-    flex = torch.compile(flex_attention, dynamic=False)
-    calls["flex attention"] = lambda: flex(q, k, v)
+    if BUDGET.left() > 600:  # it is compiled for every shape, and has not been the fastest of any
+        flex = torch.compile(flex_attention, dynamic=False)
+        calls["flex attention"] = lambda: flex(q, k, v)
     if importlib.util.find_spec("flash_attn"):
         from flash_attn import flash_attn_with_kvcache
 
@@ -100,10 +102,53 @@ def slim(at: Geometry, share: int) -> dict[str, float]:
     return {"kernel": milliseconds(step), "bytes": k.nbytes + c.nbytes}
 
 
-def run(bandwidth: float, geometries: list[Geometry] | None = None, share: int = 16) -> list[dict[str, Any]]:
+def pieces() -> Iterator[dict[str, Any]]:
+    """Microseconds of what a slim layer launches in a step, beside what a stock layer does in its place."""
+    heads, size, rank = 32, 128, 256
+    width, dtype = heads * size, torch.bfloat16
+    shape = Shape(heads, size, rank, dtype, True)
+    weight, rest = torch.randn(2, rank, 2 * width, device="cuda"), torch.randn(2, width, rank, device="cuda")
+    weight, rest = weight.to(dtype), rest.to(dtype)
+    whole = torch.randint(-32768, 32768, (width, width), device="cuda", dtype=torch.int16)
+    scales = torch.rand(width, device="cuda").to(dtype)
+    linear = torch.randn(width, width, device="cuda", dtype=dtype)
+    freq = 10000 ** (-torch.arange(0, size, 2, device="cuda").float() / size)
+    for batch, context in ((1, 2048), (8, 4096), (32, 4096), (8, 16384)):
+        if BUDGET.left() < 5:
+            return
+        q = torch.randn(batch, heads, size, device="cuda", dtype=dtype)
+        x, primary = (torch.randn(batch, 1, width, device="cuda", dtype=dtype) for _ in range(2))
+        k = torch.randn(batch, context, width, device="cuda", dtype=dtype)
+        c = torch.randn(batch, context, rank, device="cuda", dtype=dtype)
+        codes = to_bytes(c)
+        lengths = torch.full((batch,), context, dtype=torch.int32, device="cuda")
+        sums = torch.randn(batch, heads, width + rank, device="cuda")
+        stock = Geometry("", heads, size, batch, context)
+
+        def step(c: torch.Tensor, q: Any = q, k: Any = k, lengths: Any = lengths) -> torch.Tensor:
+            return decode(q, k, c, lengths, freq, scale=size**-0.5)
+
+        calls: dict[str, Callable[[], Any]] = {
+            "residual": lambda x=x, p=primary: residual_codes(x, p, weight, shape),
+            "decode, residual in 8 bits": lambda step=step, c=codes: step(c),
+            "decode, residual in 16 bits": lambda step=step, c=c: step(c),
+            "product with [A; B]": lambda s=sums: mix(s, whole, scales, scales, rest, shape),
+            "stock: value projection": lambda x=x: functional.linear(x, linear),
+        }
+        row = {name: milliseconds(call) * 1e3 for name, call in calls.items()}
+        best = min(baselines(stock).values()) * 1e3
+        yield {"batch": batch, "context": context, **row, "stock: attention": best}
+        shown = ", ".join(f"{name} {us:.1f}" for name, us in row.items())
+        print(f"{batch} x {context}, us: {shown}, stock: attention {best:.1f}", flush=True)
+
+
+def run(
+    bandwidth: float, geometries: list[Geometry] | None = None, share: int = 16
+) -> Iterator[dict[str, Any]]:
     """One row per geometry; `bandwidth` in bytes per second is what reading the cache once is measured by."""
-    rows = []
     for at in geometries or GEOMETRIES:
+        if BUDGET.left() < 8:
+            return
         stock = baselines(at)
         best = min(stock, key=stock.__getitem__)
         mine = slim(at, share)
@@ -120,11 +165,10 @@ def run(bandwidth: float, geometries: list[Geometry] | None = None, share: int =
             "speedup": stock[best] / mine["kernel"],
             "of_reading_once": mine["kernel"] / once,
         }
-        rows.append(row)
+        yield row
         print(
             f"{at.name} {at.batch} x {at.context}: {best} {stock[best]:.3f} ms, slim {mine['kernel']:.3f}, "
             f"{row['speedup']:.2f}x, {row['of_reading_once']:.2f} of reading the slim cache once",
             flush=True,
         )
         torch.cuda.empty_cache()
-    return rows

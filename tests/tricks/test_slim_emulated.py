@@ -1,4 +1,4 @@
-"""The thin kernels of the slim step, compiled for the CPU and run thread by thread, against float64 and torch."""
+"""The thin kernels of the slim step, compiled for the CPU and run there, against float64 and torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from tricks.shipped.slim_source import SOURCE
 HEADS, SIZE, REST, WIDTH = 2, 40, 24, 72
 D = HEADS * SIZE
 _TAIL = """
-struct Grid { int x, y, z; };
 extern "C" void run_mix(Mix mix, int x, int y, int z) { launch({x, y, z}, INNER, [&] { slim_mix(mix); }); }
-extern "C" void run_rest(Rest rest, int x, int y, int z) { launch({x, y, z}, INNER, [&] { slim_rest(rest); }); }
+extern "C" void run_rest(Rest rest, int x, int y, int z) {
+  launch({x, y, z}, INNER, [&] { slim_rest(rest); });
+}
 extern "C" void run_codes(const float* part, unsigned char* out, int parts, int tokens) {
   launch({tokens, 1, 1}, INNER, [&] { slim_codes(part, out, parts); });
 }

@@ -369,8 +369,8 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
                 },
             )
             step = built["slim_decode"]
-            others = (built[f"slim_{name}"] for name in ("combine", "open", "mix", "rest", "codes"))
-            return _Kernels(step, *others, max(1, step.clusters()))
+            named = {name: built[f"slim_{name}"] for name in ("combine", "open", "mix", "rest", "codes")}
+            return _Kernels(step, **named, clusters=max(1, step.clusters()))
     except NoKernel as why:
         _say(str(why))
         return None

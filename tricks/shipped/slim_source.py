@@ -546,7 +546,7 @@ slim_open(const signed char* __restrict__ codes, u16* __restrict__ out, long lon
 }
 
 // --- few tokens times many rows ---------------------------------------------------------------------
-// A matrix is read once for 32 rows of the batch, on tensor cores. Whatever has more digits than a bfloat16 is
+// A matrix is read once for 32 rows of the batch, on tensor cores. What has more digits than a bfloat16 is
 // a sum of two: exact for 16-bit integers, to 2^-17 for float32. The inner axis is permuted alike on both
 // sides, so that a lane's eight numbers of a step lie beside one another in memory.
 
@@ -565,7 +565,8 @@ __device__ __forceinline__ Pairs halved(const float* x) {
   for (int i = 0; i < 4; i++) {
     const u32 w = pack_bf(x[2 * i], x[2 * i + 1]);
     out.big[i] = w;
-    out.small[i] = pack_bf(x[2 * i] - __uint_as_float(w << 16), x[2 * i + 1] - __uint_as_float(w & 0xffff0000u));
+    out.small[i] = pack_bf(x[2 * i] - __uint_as_float(w << 16),
+                           x[2 * i + 1] - __uint_as_float(w & 0xffff0000u));
   }
   return out;
 }
@@ -742,7 +743,8 @@ extern "C" __global__ void __launch_bounds__(INNER, 2) slim_rest(const __grid_co
       }
   }
   gather(acc, room, tiles, [&](int row, int b, float x) {
-    if (b < many && j + row < R) rest.part[((long long)blockIdx.y * rest.batch + first + b) * R + j + row] = x;
+    if (b < many && j + row < R)
+      rest.part[((long long)blockIdx.y * rest.batch + first + b) * R + j + row] = x;
   });
 }
 
@@ -777,7 +779,8 @@ slim_codes(const float* __restrict__ part, unsigned char* __restrict__ out, int 
 #pragma unroll
   for (int n = 0; n < MINE; n++) {
     const int at = n * INNER + threadIdx.x;
-    if (at < R) out[at] = (unsigned char)(signed char)(int)fminf(fmaxf(rintf(mine[n] / scale), -127.f), 127.f);
+    const float whole = fminf(fmaxf(rintf(mine[n] / scale), -127.f), 127.f);
+    if (at < R) out[at] = (unsigned char)(signed char)(int)whole;
   }
   if (threadIdx.x < 2) out[R + threadIdx.x] = (unsigned char)(bits >> 8 * threadIdx.x);
 }
