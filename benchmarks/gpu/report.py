@@ -16,13 +16,15 @@ DOCS = Path(__file__).parents[2] / "docs"
 _PAGE = """# On a CUDA card
 
 ```
-make bench-gpu                 # everything; ARGS="decode generate" runs parts of it
+make bench-gpu                       # everything; ARGS="decode generate" runs parts of it
+make bench-gpu ARGS="--minutes 5"    # the parts in their order, until then
 ```
 
 measures all that this page says on whatever CUDA card there is, writes `benchmarks/results/gpu.json`,
 this page and its plots, and exits with one line where there is no card. Figures below: **{card}**,
 torch {torch}, CUDA {cuda}, cuDNN {cudnn}, transformers {transformers}; a large copy moves {copy:.2f}
-TB/s. bfloat16 throughout, every call inside a CUDA graph, medians.
+TB/s. bfloat16 throughout, every call inside a CUDA graph, medians; all from one run of
+`{command}`, which took {seconds} seconds.
 
 Nothing needs to be switched on. A slim model decodes with the kernel where card and shape allow, a
 `defer` model takes the fused norm at up to 16 tokens, and both run the same sums in plain torch
@@ -36,7 +38,7 @@ graphs of one's own take the kernels.
 The cache [K | C] is read once: a thread-block cluster splits the columns, since the sums of all heads
 over all columns (557 KB at Llama-2-7B's size) fit no single multiprocessor, and its blocks exchange
 softmax weights through distributed shared memory. `stock` is the fastest of SDPA's flash, cuDNN and
-memory-efficient kernels and FlexAttention, in the same run; residual d/16 in 16 bits.
+memory-efficient kernels{flex}, in the same run; residual d/16 in 16 bits.
 
 {decode}
 
@@ -45,8 +47,17 @@ memory-efficient kernels and FlexAttention, in the same run; residual d/16 in 16
 The targets were 1.6x and 1.25 times reading the cache once. **Of these {count}, {fast} reach the first
 and {near} the second**; Llama-2-13B, whose 40 heads take clusters of eight blocks, is slower than stock
 attention. Neither the memory's bandwidth nor the issue slots are full (a profile showed 63% and 44%):
-each tile waits for its scores, its weights' exchange and its sums. The product with [A; B] that follows
-is not in these figures; it is in the next table's.
+each tile waits for its scores, its weights' exchange and its sums. What else a slim layer of Llama-2-7B's
+sizes launches for a token, in microseconds: the token's residual in two kernels, and the product with
+[A; B], which reads that matrix once for 32 rows of the batch, on tensor cores. The last two columns are what
+stock code does in the place of all four.
+
+{pieces}
+
+What the kernel takes: heads of 16 to 256 numbers in steps of 16, float16 and bfloat16, contiguous or paged
+caches, rows of any length with padding at their left, sliding windows, ALiBi, soft caps, residuals in 8 and
+16 bits or none. Not: grouped keys (nothing is gained there), norms on keys, partial or interleaved rotary
+embeddings, cards other than Hopper. Those decode in plain torch, and the log has one line that says why.
 
 Correctness: {cases} shapes, dtypes and features (head sizes 64 to 256, float16 and bfloat16, lengths
 that differ, left padding, windows, ALiBi, soft caps, pages, residuals in 8 and 16 bits) against
@@ -64,7 +75,11 @@ slim with residual d/16 in 8 bits.
 
 Twice the tokens fit. Slim is **faster at a long context and slower at a short one**: beside attention,
 each layer makes its residual and multiplies with [A; B], a fixed cost that a short cache does not pay
-back.
+back. The source's own order is no way out there, since its value projection is what the conversion merged
+away. The kernels are taken wherever they run, because plain torch was slower at every point, down to 128
+tokens:
+
+{without}
 
 ## FlashNorm
 
@@ -76,16 +91,22 @@ tokens ours is the weightless norm + cuBLAS.
 
 ![FlashNorm against norm and linear](images/gpu-flashnorm.png)
 
-## Other tricks, whole models, context 2048
+## Other tricks, whole models
 
 {other}
 
-`strict` gains because its norms are one fused kernel where transformers runs several; `matshrink`
-stores less, and is not faster in plain torch.
+`strict` gains because its norms are one fused kernel where transformers runs several. `skipless` reads two
+matrices of a block less; its source is the same architecture whole.
+
+{refused}
 
 ## Conversion
 
 {convert}
+
+Reading and arithmetic run on as many threads as there are cores, writing and hashing on one each, and the
+files are on disk when it ends; a copy neither hashes nor waits for the disk. What bounds it is SHA-256: the
+card would not help, and is not used.
 """
 
 
@@ -104,9 +125,38 @@ def page(found: dict[str, Any]) -> str:
             largest.setdefault((row["model"], row["context"]), {})[row["form"]] = row["largest_batch"]
         else:
             steps.setdefault((row["model"], row["batch"], row["context"]), {})[row["form"]] = row
+    gone = {row["trick"]: row["refused"].split(". ")[0] for row in found["other"] if "refused" in row}
+    refused = "\n".join(["Not measured in this run:\n", *(f"- `{k}`: {why}" for k, why in gone.items())])
     return _PAGE.format(
         **{key: found[key] for key in ("card", "torch", "cuda", "cudnn", "transformers")},
+        command=found["command"],
+        seconds=sum(found["seconds"].values()),
+        flex=" and FlexAttention" if "flex attention" in found["decode"][0]["stock_ms"] else "",
+        refused=refused if gone else "",
         copy=found["copy_bytes_per_second"] / 1e12,
+        pieces=table(
+            ["batch x context", *(name for name in found["pieces"][0] if name not in ("batch", "context"))],
+            (
+                [
+                    f"{row['batch']} x {row['context']}",
+                    *(f"{us:.1f}" for name, us in row.items() if name not in ("batch", "context")),
+                ]
+                for row in found["pieces"]
+            ),
+        ),
+        without=table(
+            ["model", "batch x context", "slim ms", "kernels off, ms"],
+            (
+                [
+                    model,
+                    f"{batch} x {context}",
+                    f"{forms['slim']['step_ms']:.2f}",
+                    f"{forms['slim torch']['step_ms']:.2f}",
+                ]
+                for (model, batch, context), forms in steps.items()
+                if "slim torch" in forms
+            ),
+        ),
         count=len(found["decode"]),
         fast=sum(row["speedup"] >= 1.6 for row in found["decode"]),
         near=sum(row["of_reading_once"] <= 1.25 for row in found["decode"]),
@@ -161,12 +211,12 @@ def page(found: dict[str, Any]) -> str:
             ),
         ),
         other=table(
-            ["model", "trick", "batch", "before ms", "after ms", "speed-up"],
+            ["model", "trick", "batch x context", "before ms", "after ms", "speed-up"],
             (
                 [
                     row["model"],
-                    f"`{'+'.join(row['tricks'])}`",
-                    str(row["batch"]),
+                    f"`{row['trick']}`",
+                    f"{row['batch']} x {row['context']}",
                     f"{row['before_ms']:.2f}",
                     f"{row['after_ms']:.2f}",
                     f"{row['speedup']:.2f}",
@@ -176,12 +226,13 @@ def page(found: dict[str, Any]) -> str:
             ),
         ),
         convert=table(
-            ["trick", "bytes", "GB/s", "copying GB/s"],
+            ["trick", "bytes", "GB/s", "SHA-256 alone GB/s", "copying GB/s"],
             (
                 [
                     row["trick"],
                     str(row["bytes"]),
                     f"{row['bytes_per_second'] / 1e9:.2f}",
+                    f"{row['sha256_bytes_per_second'] / 1e9:.2f}",
                     f"{row['copy_bytes_per_second'] / 1e9:.2f}",
                 ]
                 for row in found["convert"]
