@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+from typing import Any
 
 from evals.evidence import Evidence
 from evals.plots import picture
@@ -40,7 +41,7 @@ def report_page(evidence: Evidence, title: str) -> str:
 <h2>Figures</h2><table>{_rows(evidence.headline())}</table>
 <h2>Pictures</h2>{shown}
 <h2>Checks</h2><table><tr><th>check<th>measured<th>limit<th></tr>{_checks(evidence)}</table>
-<h2>Settings</h2><table>{_rows([(key, str(value)) for key, value in evidence.settings.items()])}</table>
+<h2>Settings</h2><table>{_rows([(key, _plain(value)) for key, value in evidence.settings.items()])}</table>
 <h2>The whole record</h2><details><summary>evidence.json</summary><pre>{record}</pre></details>
 </body></html>
 """
@@ -48,6 +49,16 @@ def report_page(evidence: Evidence, title: str) -> str:
 
 def _esc(text: str) -> str:
     return html.escape(text, quote=True)
+
+
+def _plain(value: Any) -> str:
+    """A setting as people write it; of several, those that are set."""
+    if isinstance(value, dict):
+        set_ = [(name, each) for name, each in value.items() if each not in (None, [], "")]
+        return ", ".join(f"{name} {_plain(each)}" for name, each in set_) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _rows(rows: list[tuple[str, str]]) -> str:
