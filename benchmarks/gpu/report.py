@@ -30,6 +30,7 @@ Nothing needs to be switched on. A slim model decodes with the kernel where card
 `defer` model takes the fused norm at up to 16 tokens, and both run the same sums in plain torch
 elsewhere, with one line that says why. Both kernels travel with the converted model: the first is
 compiled by torch's own NVRTC, the second by the Triton that torch for CUDA brings along.
+`python -m tricks.hub_kernel FOLDER` writes them as a repository for the Hub's `kernels` package as well.
 Models compiled with `torch.compile` (`generate` does so with a static cache) keep to plain torch; CUDA
 graphs of one's own take the kernels.
 
