@@ -6,7 +6,7 @@
 3. 200 open pages of one running job, whose driver tells progress ten times a second as a worker does and
    enters another stage every few seconds; half way somebody cancels it, and all pages get other buttons. Each
    page does what the real one's script does: it loads the page, holds Gradio's heartbeat stream open, asks
-   the live address, and fetches plan, card and buttons through Gradio's queue when they changed. One page
+   the live address, and fetches plan, picture and card when they changed. One page
    more is in Chromium. The age of what a page shows is the time since the progress that it shows was told;
    it is taken just before each new answer, once all pages are open.
 
@@ -32,7 +32,6 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -96,8 +95,8 @@ class Driver:
 class Viewer:
     """One open job page without a browser."""
 
-    def __init__(self, client: httpx.AsyncClient, driver: Driver, papers_fn: int) -> None:
-        self._client, self._driver, self._fn = client, driver, papers_fn
+    def __init__(self, client: httpx.AsyncClient, driver: Driver) -> None:
+        self._client, self._driver = client, driver
         self._session = uuid.uuid4().hex[:12]
         self._later: asyncio.Task[None] | None = None
         self.ages: list[float] = []
@@ -119,16 +118,11 @@ class Viewer:
                 pass
 
     async def _papers(self) -> None:
-        data = {"data": [], "fn_index": self._fn, "session_hash": self._session}
-        (await self._client.post("/gradio_api/queue/join", json=data)).raise_for_status()
-        where = {"session_hash": self._session}
-        async with self._client.stream("GET", "/gradio_api/queue/data", params=where) as stream:
-            async for line in stream.aiter_lines():
-                if "process_completed" in line:
-                    return
+        answer = await self._client.get("/live/papers", params={"id": self._driver.id})
+        answer.raise_for_status()
 
     async def _change(self) -> None:
-        await asyncio.sleep(3 * random.random())
+        await asyncio.sleep(2 * random.random())
         await self._papers()
 
     async def _live(self, settled: float, until: float) -> None:
@@ -157,9 +151,7 @@ async def view(url: str, driver: Driver, pages: int, seconds: float) -> list[Vie
     """`pages` open pages, all of them open for `seconds`."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2.0)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30.0) as client:
-        config = (await client.get("/config")).json()
-        papers = _papers_function(config)
-        viewers = [Viewer(client, driver, papers) for _ in range(pages)]
+        viewers = [Viewer(client, driver) for _ in range(pages)]
         settled = time.time() + RAMP + 5.0
         until = settled + seconds
 
@@ -175,19 +167,12 @@ async def view(url: str, driver: Driver, pages: int, seconds: float) -> list[Vie
     return viewers
 
 
-def _papers_function(config: dict[str, Any]) -> int:
-    """The function that a job page asks when the job enters another stage: its live part's `submit`."""
-    live = {each["id"] for each in config["components"] if each["props"].get("elem_id") == "live"}
-    for dependency in config["dependencies"]:
-        if any(target == "submit" and where in live for where, target in dependency["targets"]):
-            return int(dependency["id"])
-    raise RuntimeError("the job page has no live part")
-
-
 _WATCH = """() => {
   window.shown = [];
   const look = () => {
-    const found = document.querySelector('#stages small')?.textContent.match(/^([\\d,]+) of/);
+    // Stages that are done have a small print too: how long they took.
+    const small = [...document.querySelectorAll('#stages small')];
+    const found = small.map((at) => at.textContent.match(/^([\\d,]+) of/)).find((match) => match);
     if (found) window.shown.push([Date.now() / 1000, Number(found[1].replaceAll(',', ''))]);
   };
   new MutationObserver(look).observe(document.querySelector('#live'), {childList: true, subtree: true});

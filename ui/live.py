@@ -1,16 +1,19 @@
-"""The addresses that open pages ask: `GET /live/job?id=...&seen=...`, `/live/compare?id=...&seen=...` and
-`/live/queue?seen=...`.
+"""The addresses that open pages ask: `GET /live/job?id=...`, `/live/papers?id=...`,
+`/live/compare?id=...` and `/live/queue`, each with `seen=...`; and `/live/picture?id=...`.
 
-Each answers 204 where nothing changed since the version `seen`, else one JSON object of HTML pieces.
+Each answers 204 where nothing changed since the version `seen`, else one JSON object of HTML pieces; the
+picture is a PNG, or 404.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from tricks import TricksmithError
 from ui.pages.live import Live, Snapshot, refused
@@ -42,10 +45,21 @@ def add_live(app: FastAPI, live: Live) -> None:
     def queue(request: Request) -> Response:
         return _answer(request, live.queue)
 
-    for path, handler in (("/live/job", job), ("/live/compare", compare), ("/live/queue", queue)):
-        app.add_api_route(path, handler, methods=["GET"], include_in_schema=False)
-        # Before the pages' own catch-all routes.
-        app.router.routes.insert(0, app.router.routes.pop())
+    def papers(request: Request) -> Response:
+        job_id = request.query_params.get("id", "")[:_LONGEST]
+        return _answer(request, lambda asker: live.papers(job_id, asker))
+
+    def picture(request: Request) -> Response:
+        try:
+            png = live.picture(request.query_params.get("id", "")[:_LONGEST], visitor(request))
+        except TricksmithError:
+            png = None
+        return Response(png, 200 if png else 404, media_type="image/png", headers=_HEADERS)
+
+    for handler in (job, papers, picture, compare, queue):
+        # Before the pages' own catch-all routes, and without FastAPI's care for arguments: these are the
+        # addresses that every open page asks each second.
+        app.router.routes.insert(0, Route(f"/live/{handler.__name__}", handler, methods=["GET"]))
 
 
 def _answer(request: Request, look: Callable[[Visitor], Snapshot]) -> Response:

@@ -78,21 +78,46 @@ def browser(*flags: str) -> Iterator[Browser]:
 
 
 def take(page: Page, url: str, images: Path) -> None:
-    """Drive one conversion in the browser and picture the form with its plan, and the finished job."""
+    """Drive one conversion in the browser and picture every page on the way."""
     images.mkdir(parents=True, exist_ok=True)
+
+    def picture(name: str, height: int = 720) -> None:
+        page.set_viewport_size({"width": 1280, "height": height})
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(_SETTLE_MS)
+        page.screenshot(path=images / f"{name}.png")
+
     page.goto(url)
+    page.locator("#model input").wait_for()
+    picture("explore")
     page.get_by_label("Model", exact=True).fill(f"./models/{MODEL.name}")
     page.get_by_label("Destination").fill(f"./out/{MODEL.name}-flashnorm")
     page.get_by_role("button", name="Show plan").click()
     page.wait_for_selector(".ts-plan", timeout=_JOB_MS)
-    page.wait_for_timeout(_SETTLE_MS)
-    page.screenshot(path=images / "form.png")
+    page.locator("#submit:enabled").wait_for(timeout=_JOB_MS)
+    picture("plan", 1060)
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?id=*")
     page.wait_for_selector("#card h1", timeout=_JOB_MS)
-    page.wait_for_timeout(_SETTLE_MS)
-    page.set_viewport_size({"width": 1280, "height": 1060})
-    page.screenshot(path=images / "job.png")
+    page.locator("#picture img").wait_for(timeout=_JOB_MS)
+    picture("job", 1060)
+    page.get_by_role("link", name="side by side").click()
+    page.get_by_label("New tokens").first.fill("24")
+    page.locator("#compare:enabled").click(timeout=_JOB_MS)
+    page.get_by_text("Both wrote the same").wait_for(timeout=_JOB_MS)
+    picture("compare", 1060)
+    page.goto(f"{url}/jobs")
+    page.locator("#jobs tbody tr").first.wait_for()
+    picture("queue")
+    page.goto(f"{url}/gallery")
+    page.locator("#gallery article").first.wait_for()
+    picture("gallery")
+    page.goto(f"{url}/watches")
+    page.get_by_label("Its name").fill("HuggingFaceTB")
+    page.get_by_label("Destination").fill("my-name")
+    page.get_by_role("button", name="Save").click()
+    page.locator("#watches tbody tr").wait_for(timeout=_JOB_MS)
+    picture("watches", 1060)
 
 
 def main() -> None:

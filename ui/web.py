@@ -49,9 +49,9 @@ def build(service: Service, *, folders: bool, gpu: api.Gpu | None = None) -> gr.
     with app.route("API", "/programs"):
         Navbar(main_page_name=_HOME)
         api.build(service, folders=folders, gpu=gpu)
-    with app.route("Job", "/job", show_in_navbar=False) as page:
+    with app.route("Job", "/job", show_in_navbar=False):
         Navbar(main_page_name=_HOME)
-        job.build(page, service)
+        job.build(service)
     return app
 
 

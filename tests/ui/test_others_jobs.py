@@ -24,7 +24,8 @@ from ui.live import add_live
 from ui.pages import compare, explore, job, options, watches
 from ui.pages.api import Endpoints, asked
 from ui.pages.api_watches import WatchEndpoints
-from ui.pages.live import Live
+from ui.pages.live import FRESH_S, Live
+from ui.pages.visitor import visitor
 
 KEY = "a secret of this test's"
 
@@ -67,12 +68,27 @@ def test_a_private_job_does_not_exist_for_others_over_http(service: Service, sec
     address = f"/live/job?id={secret.id}"
     assert secret.model.rpartition("/")[2] in ann.get(address).text
     for other in (eve, nobody, client(session("ann", -1))):
-        for path in (address, "/live/queue"):
+        for path in (address, address.replace("job", "papers"), "/live/queue"):
             assert secret.model.rpartition("/")[2] not in other.get(path).text
         assert "there is no job" in other.get(address).text
+        assert other.get(address.replace("job", "picture")).status_code == 404
     # What Ann's page brought into memory is not Eve's either.
     assert ann.get(address).status_code == 200
     assert "there is no job" in eve.get(address).text
+
+
+def test_only_whose_job_it_is_sees_the_buttons(service: Service, small_model: Path, tmp_path: Path) -> None:
+    public = service.submit(str(small_model), ["flashnorm"], str(tmp_path / "out"), user="ann")
+    live = Live(service)
+
+    def can(name: str) -> str:
+        told = json.loads(live.job(public.id, visitor(request(session(name)))).body)
+        return str(told["can"])
+
+    assert (can("ann"), can("eve")) == ("cancel", "")
+    service.cancel(public.id, viewer="ann")
+    time.sleep(FRESH_S + 0.1)
+    assert (can("ann"), can("eve")) == ("retry", "")
 
 
 @pytest.mark.parametrize("name", ["job", "evidence", "card", "cancel", "retry"])

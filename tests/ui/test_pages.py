@@ -9,8 +9,8 @@ import pytest
 from service.jobs import Job, Stage, State
 from tricks import BadInput, Place, Plan, parse_trick
 from ui.pages import parts
+from ui.pages.card import as_html
 from ui.pages.guard import check_folders, is_loopback
-from ui.pages.job import readable
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -58,13 +58,18 @@ def test_only_web_addresses_become_links() -> None:
 
 
 def test_a_card_is_shown_without_metadata_html_or_pictures() -> None:
-    card = "---\nlicense: mit\n---\n# Title\n\n<img src=http://far/x> ![p](http://far/y) `a<b`\n"
-    shown = readable(card)
+    card = "---\nlicense: mit\n---\n# Title\n\n<img src=http://far/x> ![p](http://far/y) `a<b`\n\n"
+    shown = as_html(
+        card + "[a](javascript:alert(1)) [b](evidence.json) [c](https://far/z)\n\n| d |\n|-|\n| e |"
+    )
     assert "license" not in shown
     assert "<img" not in shown
-    assert "![" not in shown
-    assert "`a<b`" in shown
-    assert "# Title" in shown
+    assert "<em>p</em>" in shown
+    assert "<code>a&lt;b</code>" in shown
+    assert "<h1>Title</h1>" in shown
+    assert "<td>e</td>" in shown
+    assert shown.count("href=") == 1
+    assert 'href="https://far/z"' in shown
 
 
 def test_stages_before_the_running_one_are_done() -> None:

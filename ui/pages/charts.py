@@ -1,19 +1,16 @@
-"""What a trick saves, and what a job measured, as tables for Gradio's own plots."""
+"""What a trick saves, as tables for Gradio's own plots."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 import pandas as pd
 
 from service.explore import Explored, Figures
 from tricks import Plan
-
-if TYPE_CHECKING:  # evals brings torch
-    from evals import Evidence
 
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
@@ -63,28 +60,6 @@ def reads(plans: Sequence[tuple[str, Plan]]) -> pd.DataFrame:
         if when in counted[batch]
     ]
     return pd.DataFrame(rows, columns=["step", "reads"])
-
-
-def divergences(evidence: Evidence) -> pd.DataFrame:
-    """Columns position, nats, which: mean and largest divergence by position in the window."""
-    rows: list[tuple[float, float, str]] = []
-    for begin, mean, largest in evidence.series.get("positions", []):
-        rows += [(begin, mean, "mean"), (begin, largest, "largest")]
-    return pd.DataFrame(rows, columns=["position", "nats", "which"])
-
-
-def layers(evidence: Evidence) -> pd.DataFrame:
-    """Columns layer, error, which: relative error of the residual stream behind each layer."""
-    rows: list[tuple[int, float, str]] = []
-    for number, (converted, rounding) in enumerate(evidence.series.get("layers", [])):
-        rows += [(number, converted, "converted"), (number, rounding, "source's own rounding")]
-    return pd.DataFrame(rows, columns=["layer", "error", "which"])
-
-
-def losses(evidence: Evidence) -> pd.DataFrame:
-    """Columns source, converted: the loss of each drawn token, nats."""
-    rows = evidence.series.get("losses", [])
-    return pd.DataFrame(rows, columns=["source", "converted"])
 
 
 def bars(frame: pd.DataFrame) -> dict[str, Any]:

@@ -2,13 +2,25 @@
 const name = new URL(ADDRESS, document.baseURI);
 let seen = '', papers = null, final = false, every = 1000, lost = 0;
 const put = (told) => {
-  for (const at of element.querySelectorAll('[data-live]')) {
+  for (const at of document.querySelectorAll('[data-live]')) {
     const html = told[at.dataset.live];
     if (html === undefined || at.told === html) continue;
     at.told = html;
     const inner = at.querySelector('[tabindex]'), top = inner ? inner.scrollTop : 0;
     at.innerHTML = html;
     if (inner && top && at.querySelector('[tabindex]')) at.querySelector('[tabindex]').scrollTop = top;
+  }
+};
+// Plan, picture and card: larger, and seldom another.
+const fetchPapers = async () => {
+  const from = new URL('live/papers', document.baseURI);
+  from.searchParams.set('id', name.searchParams.get('id'));
+  try {
+    const answer = await fetch(from, { cache: 'no-store', signal: AbortSignal.timeout(10000) });
+    if (!answer.ok) throw new Error(answer.status);
+    put(await answer.json());
+  } catch (error) {
+    papers = null; seen = '';
   }
 };
 const look = async () => {
@@ -24,12 +36,12 @@ const look = async () => {
       const told = await answer.json();
       seen = told.version; final = told.final; every = told.every || 1000;
       put(told);
+      if (told.can !== undefined) document.body.dataset.can = told.can;
       if (told.papers !== undefined && told.papers !== papers) {
-        const first = papers === null;
-        papers = told.papers;
         // Not all open pages at once.
-        if (!first) setTimeout(() => trigger('submit'), Math.random() * 3000);
+        setTimeout(fetchPapers, papers === null ? 0 : Math.random() * 2000);
       }
+      papers = told.papers ?? null;
     }
   } catch (error) {
     lost += 1;

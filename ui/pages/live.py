@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from service.events import Event
 from service.jobs import Job, Stage, State
 from tricks import TricksmithError
 from ui.pages import parts, sides
+from ui.pages.card import as_html
 from ui.pages.escape import esc, when
 from ui.pages.visitor import Visitor
 from ui.rates import WINDOW_S, per_second
@@ -55,6 +57,21 @@ class _Reader:
     recent: deque[Event] = field(default_factory=lambda: deque(maxlen=400))
     job: Job | None = None
     snapshot: Snapshot | None = None
+    mine: Snapshot | None = None
+    papers_version: str = ""
+    papers: tuple[str, Snapshot] | None = None
+
+    def seen_by(self, asker: Visitor) -> Snapshot:
+        """What is told to this visitor.
+
+        Raises:
+            BadInput: the job does not exist for them.
+        """
+        assert self.job is not None
+        assert self.snapshot is not None
+        assert self.mine is not None
+        asker.check_sees(self.job)
+        return self.mine if asker.owns(self.job) else self.snapshot
 
     def take(self, event: Event) -> None:
         self.after = event.id
@@ -102,8 +119,7 @@ class Live:
         if age > (STALE_S if reader.lock.locked() else FRESH_S):
             return None
         reader.asked = time.monotonic()
-        asker.check_sees(reader.job)
-        return reader.snapshot
+        return reader.seen_by(asker)
 
     def job(self, job_id: str, asker: Visitor) -> Snapshot:
         """The job as it is now, or was less than `FRESH_S` ago.
@@ -111,6 +127,33 @@ class Live:
         Raises:
             BadInput: there is no such job for this visitor.
         """
+        reader = self._fresh(job_id, asker)
+        with reader.lock:
+            return reader.seen_by(asker)
+
+    def papers(self, job_id: str, asker: Visitor) -> Snapshot:
+        """Plan, evidence picture and card of a job, as far as it has them.
+
+        Raises:
+            BadInput: there is no such job for this visitor.
+        """
+        reader = self._fresh(job_id, asker)
+        with reader.lock:
+            reader.seen_by(asker)
+            if reader.papers is None or reader.papers[0] != reader.papers_version:
+                assert reader.job is not None
+                reader.papers = (reader.papers_version, self._read_papers(reader.job))
+            return reader.papers[1]
+
+    def picture(self, job_id: str, asker: Visitor) -> bytes | None:
+        """The evidence drawn, a PNG.
+
+        Raises:
+            BadInput: there is no such job for this visitor.
+        """
+        return self._service.picture(job_id, viewer=asker.viewer)
+
+    def _fresh(self, job_id: str, asker: Visitor) -> _Reader:
         now = time.monotonic()
         with self._lock:
             for stale in [key for key, r in self._readers.items() if now - r.asked > _FORGET_S]:
@@ -124,10 +167,7 @@ class Live:
             reader.asked = now
             if reader.snapshot is None or time.monotonic() - reader.read > FRESH_S:
                 self._read(job_id, reader)
-            assert reader.snapshot is not None
-            assert reader.job is not None
-            asker.check_sees(reader.job)
-            return reader.snapshot
+        return reader
 
     def _read(self, job_id: str, reader: _Reader) -> None:
         job = self._service.job(job_id)
@@ -140,19 +180,36 @@ class Live:
         evidence = self._service.evidence(job_id) if _may_have_evidence(job) else None
         running = job.state is State.RUNNING and job.progress
         speed = per_second(list(reader.recent)) if running else None
-        planned = job.stage not in (None, Stage.RESOLVE, Stage.PLAN)
-        papers = [job.state, planned, job.cancel, job.attempts, evidence is not None]
+        reader.papers_version = _digest([job.state, job.stage, job.attempts, evidence is not None])
         told = {
             "head": parts.job_head(job),
             "stages": parts.stages(job, speed, reader.took),
             "outcome": parts.outcome(job, evidence),
             "log": _log(reader.log),
             "said": esc(f"{job.state}{', ' + job.stage if job.state is State.RUNNING and job.stage else ''}"),
-            "papers": _digest(papers),
+            "papers": reader.papers_version,
             "final": job.state.final,
-            "where": self.place(job) if job.state is State.QUEUED else "",
+            "where": self._where(job),
         }
-        reader.snapshot = _snapshot(told)
+        reader.snapshot = _snapshot({**told, "can": ""})
+        reader.mine = _snapshot({**told, "can": _can(job)})
+
+    def _read_papers(self, job: Job) -> Snapshot:
+        plan, card = self._service.job_plan(job.id), self._service.card(job.id)
+        picture = self._service.picture(job.id)
+        coming = "" if job.state.final else parts.hint("The plan, the evidence and the card come here.")
+        return _snapshot(
+            {
+                "plan": parts.plan_view(plan) if plan is not None else coming,
+                "picture": _figure(job.id, picture) if picture else "",
+                "card": as_html(card) if card else "",
+            }
+        )
+
+    def _where(self, job: Job) -> str:
+        if job.state is State.QUEUED:
+            return self.place(job)
+        return "Stopping …" if job.cancel and not job.state.final else ""
 
     def place(self, job: Job) -> str:
         """Where a queued job stands, in words."""
@@ -203,13 +260,29 @@ def expected(ahead: int, jobs: list[Job]) -> float | None:
 def refused(error: TricksmithError) -> Snapshot:
     """What a page shows in place of a job that is not there for its visitor."""
     gone = parts.problem(str(error))
-    told: dict[str, Any] = {"head": gone, "stages": "", "outcome": "", "log": "", "papers": "gone"}
-    return _snapshot({"said": "", "final": True, "where": "", "sides": gone, **told})
+    pieces = ("stages", "outcome", "log", "said", "where", "can", "plan", "picture", "card")
+    return _snapshot({**dict.fromkeys(pieces, ""), "head": gone, "sides": gone, "final": True})
 
 
 def _snapshot(told: dict[str, Any]) -> Snapshot:
     version = _digest(told)
     return Snapshot(version, json.dumps({"version": version, **told}).encode())
+
+
+def _can(job: Job) -> str:
+    """What its owner may do to a job: the button that their page shows."""
+    if not job.state.final:
+        return "" if job.cancel else "cancel"
+    return "retry" if job.state in (State.FAILED, State.CANCELLED) else ""
+
+
+def _figure(job_id: str, png: bytes) -> str:
+    """The picture's place on the page, of its size from the start: a PNG begins with it."""
+    width, height = struct.unpack(">II", png[16:24])
+    return (
+        f'<figure class="ts-figure"><img src="live/picture?id={esc(job_id)}" width="{width}"'
+        f' height="{height}" alt="The evidence drawn; the card has its figures"></figure>'
+    )
 
 
 def _may_have_evidence(job: Job) -> bool:
