@@ -84,6 +84,7 @@ def take(page: Page, url: str, images: Path) -> None:
     def picture(name: str, height: int = 720) -> None:
         page.set_viewport_size({"width": 1280, "height": height})
         page.mouse.move(0, 0)
+        page.evaluate("() => window.scrollTo(0, 0)")
         page.wait_for_timeout(_SETTLE_MS)
         page.screenshot(path=images / f"{name}.png")
 

@@ -121,7 +121,7 @@ def build(page: gr.Blocks, service: Service) -> None:
     gr.HTML(parts.brand())
     table = gr.HTML(elem_id="watches")
     chosen = gr.Dropdown(choices=[], value=None, label="Watch", info="None: a new one", elem_id="watch")
-    with gr.Row():
+    with gr.Row(elem_classes="ts-actions"):
         dry = gr.Button("Dry run", elem_id="dry-run")
         past = gr.Button("History", elem_id="history")
         rest = gr.Button("Pause or resume", elem_id="pause")
@@ -138,7 +138,8 @@ def build(page: gr.Blocks, service: Service) -> None:
         every = gr.Number(15, label="Looked at every so many minutes", minimum=1, precision=0)
         per_day = gr.Number(20, label="Jobs a day at most", minimum=1, precision=0)
         private = gr.Checkbox(label="Private repos")
-    keep = gr.Button("Save", variant="primary", elem_id="save")
+    with gr.Row(elem_classes="ts-actions"):
+        keep = gr.Button("Save", variant="primary", elem_id="save")
     answer = gr.HTML(elem_id="answer")
 
     fields = [kind, target, tricks, to, every, per_day, private]
