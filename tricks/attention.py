@@ -54,7 +54,7 @@ def _tell(found: list[Attention], subject: Subject) -> bool:
     heads = [head for one in found for head in one.heads]
     # Heads of one channel look like channels that are weighted one by one.
     if min((head.value.size for head in heads), default=1) < LEAST_HEAD:
-        return not heads
+        return not found
     if not any(head.key and head.key.size < head.value.size for head in heads):
         return True
     # A share of a head that is rotated is rounded to pairs of channels.

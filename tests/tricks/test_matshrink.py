@@ -9,14 +9,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.tricks import latent_model  # noqa: F401 - registers its class
 from tests.tricks.small_models import MLA, OMIT, logits, save_model
 from tests.tricks.test_precompute import answers, convert_with, load, tensors
 from tricks import BadInput, convert, make_plan, parse_trick, read_checkpoint
+from tricks.attention import LEAST_HEAD, attention_of
 from tricks.checkpoint import Checkpoint, TensorInfo
-from tricks.draft import draft_plan
+from tricks.draft import draft_plan, subject_of
 from tricks.edits import Make
 from tricks.layout import saved_shapes
 from tricks.model import build, read_config
@@ -259,3 +260,14 @@ def test_a_saved_again_model_loads(tmp_path: Path) -> None:
         (tmp_path / "again" / file.name).write_bytes(file.read_bytes())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert model.num_parameters() == load(out).num_parameters()
+
+
+def test_heads_too_small_to_tell_lead_to_a_wider_specimen(tmp_path: Path) -> None:
+    """Sizes that are powers of two shrink to heads of one channel, of which nothing can be told."""
+    config = LlamaConfig(
+        hidden_size=512, intermediate_size=1024, num_attention_heads=8, num_key_value_heads=8,
+        num_hidden_layers=1, vocab_size=64,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    _, (block,) = attention_of(subject_of(read_checkpoint(tmp_path)))
+    assert [head.value.size >= LEAST_HEAD for head in block.heads] == [True] * 8
