@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -68,10 +69,12 @@ def test_the_process_that_reads_weights_is_never_told_a_token(
             for name in ("environ", "cmdline"):
                 shown[f"{process.pid} {name}"] = (proc / name).read_bytes()
         for number in os.listdir(proc / "fd"):
-            shown[f"descriptor {number}"] = os.readlink(proc / "fd" / number).encode()
-        for path in Path(child.cwd()).rglob("*"):
-            if path.is_file():
-                shown[str(path)] = path.read_bytes()
+            with suppress(FileNotFoundError):  # the child works on: it closes and renames meanwhile
+                shown[f"descriptor {number}"] = os.readlink(proc / "fd" / number).encode()
+        for folder, _, names in os.walk(child.cwd()):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    shown[f"{folder}/{name}"] = Path(folder, name).read_bytes()
 
     looked = on_event(service, job, in_verify, look)
     done = run(job)
