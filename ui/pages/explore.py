@@ -298,14 +298,15 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
         return on.submit(*values, request)
 
     look: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "explore", **quiet}
-    gr.on(
+    looked = gr.on(
         [show.click, model.select], look_at, [plots.batch, *asked], shown, trigger_mode="always_last", **look
     )
     address.change(None, address, None, js=_ADDRESS)
-    gr.on([show.click, model.select], on.estimate, [model, evidence], takes, **quiet)
     opening = page.load(on.opened, None, [*asked, *chosen.groups.values()], **quiet)
-    opening.then(_unless_empty(look_at), [plots.batch, *asked], shown, **look)
-    opening.then(on.estimate, [model, evidence], takes, **quiet)
+    opened = opening.then(_unless_empty(look_at), [plots.batch, *asked], shown, **look)
+    # After the plan, which people wait for, not beside it.
+    for before in (looked, opened):
+        before.then(on.estimate, [model, evidence], takes, **quiet)
     evidence.input(on.estimate, [model, evidence], takes, trigger_mode="always_last", **quiet)
     plots.batch.input(on.rebatch, [plots.batch, seen], plots.cache, **quiet)
     model.key_up(on.suggest, None, model, concurrency_limit=8, trigger_mode="always_last", **quiet)
