@@ -121,6 +121,8 @@ def derive(inputs: Mapping[str, Value], options: Mapping[str, Any]) -> Mapping[s
         matrix, right, left = read["A"], read["R"], read["L"]
         scales = read.get("scales", primary.new_ones(len(primary)))
     else:
+        # As it will be stored: another trick may have changed it, and A amplifies what rounding loses.
+        primary = primary.to(_TORCH[options["dtype"]]).double()
         matrix, directions = exact(primary, derived)
         right, left = directions[:, :rank], directions[:, :rank].T
         scales = primary.norm(dim=1) / primary.shape[1] ** 0.5

@@ -8,16 +8,19 @@ Where keys are not turned by position, caching V is weighed against caching K.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 
+from tricks.converting import convert
 from tricks.edits import Drop, Edit, Make
-from tricks.families import architecture
+from tricks.families import architecture, auto_class
 from tricks.place import Place
 from tricks.plan import Plan
 from tricks.progress import Report, silent
@@ -65,22 +68,39 @@ def settle(plan: Plan, source: Path, folder: Path, report: Report = silent) -> P
     if not specs or not all(spec["integers"] for spec in specs):
         return plan
     trick = next(trick for trick in plan.tricks if trick.name == NAME)
-    return decide(plan, look(plan, source, trick, report), trick, folder)
+    others = _without_slim(plan)
+    if not others.edits:
+        return decide(plan, look(plan, source, trick, report), trick, folder)
+    # A undoes the keys' projection as it is stored: one that another trick has changed was rounded anew, and
+    # A would amplify the difference a thousandfold.
+    left = folder / "left"
+    try:
+        convert(others, source, left, settling=False)
+        seen = look(plan, left, trick, report, own_code=bool(others.parts))
+    finally:
+        shutil.rmtree(left, ignore_errors=True)
+    return decide(plan, seen, trick, folder)
 
 
-def look(plan: Plan, source: Path, trick: Trick, report: Report = silent) -> Seen:
+def look(plan: Plan, source: Path, trick: Trick, report: Report = silent, own_code: bool = False) -> Seen:
     """Run the source, in float32 and in the cache's dtype, on the calibration text.
+
+    Args:
+        source: the plan's, or what the recipe's other tricks leave of it.
+        own_code: whether that needs the modelling code which Tricksmith shipped with it.
 
     Raises:
         BadInput: as `settle`.
     """
     dtype = _DTYPES[_makes(plan)[0].options["dtype"]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    stock = architecture(plan.architecture)
+    loader: Any = getattr(transformers, auto_class(plan.architecture)) if own_code else stock
 
     def load(dtype: torch.dtype) -> Any:
         with quiet():
-            model: Any = architecture(plan.architecture).from_pretrained(
-                source, dtype=dtype, attn_implementation="eager"
+            model: Any = loader.from_pretrained(
+                source, dtype=dtype, attn_implementation="eager", trust_remote_code=own_code
             )
         return model.to(device).eval().requires_grad_(False)
 
@@ -141,6 +161,24 @@ def _chosen(plan: Plan) -> list[dict[str, Any]]:
     """The specifications of the layers that are settled."""
     specs = plan.config.get("tricksmith", {}).get(NAME, {}).get("layers", [])
     return [spec for spec in specs if spec["mode"] in "kv"]
+
+
+def _without_slim(plan: Plan) -> Plan:
+    """What the recipe's other tricks do."""
+    dropped = {make.inputs["derived"] for make in _makes(plan)}
+    edits = tuple(
+        edit
+        for edit in plan.edits
+        if not (isinstance(edit, Make) and edit.operation == OPERATION)
+        and not (isinstance(edit, Drop) and edit.tensor in dropped)
+    )
+    marks = {part: value for part, value in plan.config["tricksmith"].items() if part != NAME}
+    config = {field: value for field, value in plan.config.items() if field != "tricksmith"}
+    if marks:
+        config["tricksmith"] = marks
+    parts = tuple(part for part in plan.parts if part != NAME)
+    tricks = tuple(trick for trick in plan.tricks if trick.name != NAME)
+    return replace(plan, tricks=tricks, edits=edits, config=config, parts=parts)
 
 
 def _makes(plan: Plan) -> list[Make]:
