@@ -223,7 +223,7 @@ def _rounded() -> Iterator[None]:
                 slim.residual = lambda *args: residual(slim, *args).bfloat16().to(x.dtype)
             return derive(self, x, slim)
 
-        memo.kept_dtype, memo.derive = (lambda self: torch.bfloat16), derive
+        memo.kept_dtype, memo.derive = (lambda self, dtype: torch.bfloat16), derive
     try:
         yield
     finally:

@@ -15,13 +15,13 @@ from pathlib import Path
 from tricks import shipped
 from tricks.errors import BadInput
 
-FILES = ("slim_kernel.py", "slim_source.py", "nvrtc.py", "flash_kernel.py")
+FILES = ("slim_kernel.py", "slim_source.py", "slim_rounding.py", "nvrtc.py", "flash_kernel.py")
 _INIT = '''"""Slim attention's decode step and FlashNorm with its linear layer; else plain torch."""
 
 from .flash_kernel import norm_linear
-from .slim_kernel import Shape, available, decode, mix, plain, residual_codes
+from .slim_kernel import Shape, available, decode, feed_back, mix, plain, residual_codes
 
-__all__ = ["Shape", "available", "decode", "mix", "norm_linear", "plain", "residual_codes"]
+__all__ = ["Shape", "available", "decode", "feed_back", "mix", "norm_linear", "plain", "residual_codes"]
 '''
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.clock import distance
-from tricks.shipped.modeling_slim import from_bytes, to_bytes
-from tricks.shipped.slim_kernel import Shape, available, decode, mix, plain, residual_codes
+from tricks.shipped.modeling_slim import from_bytes, moved, to_bytes
+from tricks.shipped.slim_kernel import Shape, available, decode, feed_back, mix, plain, residual_codes
+from tricks.shipped.slim_rounding import fed_back, feedback_size
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,21 @@ def coded(dtype: torch.dtype, batch: int) -> dict[str, Any]:
     return {"dtype": str(dtype), "batch": batch, "same_bytes": alike, "ok": alike > 0.99 and same}
 
 
+def shaped(dtype: torch.dtype, batch: int, width: int = 4096) -> dict[str, Any]:
+    """New tokens rounded with error feedback: where the kernels' numbers are not torch's, and how far off."""
+    values = torch.randn(batch, 1, width, device="cuda")
+    order = torch.randperm(width, device="cuda").to(torch.int16)
+    weights = (torch.randn(feedback_size(width), device="cuda") / 64).to(dtype)
+    shape = Shape(32, width // 32, 256, dtype, True)
+    out = feed_back(values.clone(), order, weights, None, shape)
+    assert out is not None
+    same = torch.equal(out, feed_back(values.clone(), order, weights, None, shape))  # type: ignore[arg-type]
+    expected = fed_back(values, order.long(), weights, lambda piece: piece.to(dtype), moved)
+    alike = float((out == expected).double().mean())
+    off = distance(out, expected) / distance(values.to(dtype), values)
+    return {"dtype": str(dtype), "batch": batch, "alike": alike, "off": off, "ok": alike > 0.95 and same}
+
+
 def bad_numbers() -> dict[str, bool]:
     """A NaN or an infinite key in one row of the batch reaches that row's output and no other's."""
     out = {}
@@ -200,7 +216,16 @@ def run() -> dict[str, Any]:
     print("bad numbers stay in their row:", bad, flush=True)
     products = [mixed(batch=batch) for batch in (1, 5, 70)]
     residuals = [coded(dtype, batch) for dtype in (torch.bfloat16, _HALF) for batch in (1, 40)]
-    for row in products + residuals:
+    fed = [shaped(dtype, batch) for dtype in (torch.bfloat16, _HALF) for batch in (1, 7)]
+    fed.append(shaped(torch.bfloat16, 32, 3072))
+    for row in products + residuals + fed:
         print("ok " if row["ok"] else "BAD", row, flush=True)
-    fine = all(row["ok"] for row in cases + products + residuals) and all(bad.values())
-    return {"cases": cases, "bad_numbers": bad, "products": products, "residuals": residuals, "ok": fine}
+    fine = all(row["ok"] for row in cases + products + residuals + fed) and all(bad.values())
+    return {
+        "cases": cases,
+        "bad_numbers": bad,
+        "products": products,
+        "residuals": residuals,
+        "feedback": fed,
+        "ok": fine,
+    }

@@ -181,6 +181,7 @@ def without_kernels(model: PreTrainedModel) -> None:
     module = sys.modules[type(memo.step).__module__]
     module.available = lambda *given: False  # type: ignore[attr-defined]
     module.residual_codes = lambda *given: None  # type: ignore[attr-defined]
+    module.feed_back = lambda *given: None  # type: ignore[attr-defined]
 
 
 def said(row: dict[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def _deeper(config: dict[str, Any], depth: int) -> dict[str, Any]:
     """The config of a plan for four layers as one for `depth` like them: planning real depths takes long."""
     parts = {name: dict(options) for name, options in config["tricksmith"].items()}
     if "slim" in parts:
-        first = parts["slim"]["layers"][0]
+        # Without weights there is nothing to fit, and so no feedback of rounding errors; conversions have it.
+        first = {**parts["slim"]["layers"][0], "feedback": True}
         parts["slim"]["layers"] = [
             {**first, "module": first["module"].replace(".0.", f".{n}."), "index": n} for n in range(depth)
         ]
@@ -122,7 +123,9 @@ def _filled(model: PreTrainedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.02)
     for name, buffer in model.named_buffers():
-        if buffer.dtype == torch.int16:
+        if name.endswith(".order"):
+            buffer.copy_(torch.randperm(len(buffer)))
+        elif buffer.dtype == torch.int16:
             buffer.random_(-1000, 1000)
         elif name.endswith("scales"):
             buffer.fill_(1e-3)

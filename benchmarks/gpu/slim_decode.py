@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.gpu.clock import BUDGET, milliseconds
-from tricks.shipped.modeling_slim import to_bytes
-from tricks.shipped.slim_kernel import Shape, decode, mix, residual_codes
+from tricks.shipped.modeling_slim import moved, to_bytes
+from tricks.shipped.slim_kernel import Shape, decode, feed_back, mix, residual_codes
+from tricks.shipped.slim_rounding import fed_back, feedback_size
 
 _SDPA = {
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -112,12 +113,15 @@ def pieces() -> Iterator[dict[str, Any]]:
     whole = torch.randint(-32768, 32768, (width, width), device="cuda", dtype=torch.int16)
     scales = torch.rand(width, device="cuda").to(dtype)
     linear = torch.randn(width, width, device="cuda", dtype=dtype)
+    order = torch.randperm(width, device="cuda").to(torch.int16)
+    noise = (torch.randn(feedback_size(width), device="cuda") / 64).to(dtype)
     freq = 10000 ** (-torch.arange(0, size, 2, device="cuda").float() / size)
     for batch, context in ((1, 2048), (8, 4096), (32, 4096), (8, 16384)):
         if BUDGET.left() < 5:
             return
         q = torch.randn(batch, heads, size, device="cuda", dtype=dtype)
         x, primary = (torch.randn(batch, 1, width, device="cuda", dtype=dtype) for _ in range(2))
+        wide = torch.randn(batch, 1, width, device="cuda")
         k = torch.randn(batch, context, width, device="cuda", dtype=dtype)
         c = torch.randn(batch, context, rank, device="cuda", dtype=dtype)
         codes = to_bytes(c)
@@ -129,6 +133,10 @@ def pieces() -> Iterator[dict[str, Any]]:
             return decode(q, k, c, lengths, freq, scale=size**-0.5)
 
         calls: dict[str, Callable[[], Any]] = {
+            "feedback of rounding errors": lambda w=wide: feed_back(w, order, noise, None, shape),
+            "the same in torch": lambda w=wide: fed_back(
+                w, order.long(), noise, lambda piece: piece.to(dtype), moved
+            ),
             "residual": lambda x=x, p=primary: residual_codes(x, p, weight, shape),
             "decode, residual in 8 bits": lambda step=step, c=codes: step(c),
             "decode, residual in 16 bits": lambda step=step, c=c: step(c),

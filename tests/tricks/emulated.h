@@ -40,6 +40,7 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t s) {
   for (int i = 0; i < 4; i++) out |= (uint32_t)(both >> (s >> 4 * i & 7) * 8 & 255) << 8 * i;
   return out;
 }
+inline float __fmul_rn(float x, float y) { return x * y; }
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 inline void warp_sync() { warp_barriers[threadIdx.x / 32]->arrive_and_wait(); }
 inline float __shfl_xor_sync(uint32_t, float x, int mask) {

@@ -6,13 +6,17 @@ import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tricks.shipped.modeling_slim import to_bytes
-from tricks.shipped.slim_kernel import _Mix, _Rest
+from tricks.shipped import slim_kernel
+from tricks.shipped.modeling_slim import moved, to_bytes
+from tricks.shipped.slim_kernel import Shape, _Mix, _Rest, feed_back
+from tricks.shipped.slim_rounding import fed_back, feedback_size, row_scale, whole_numbers
 from tricks.shipped.slim_source import SOURCE
 
 HEADS, SIZE, REST, WIDTH = 2, 40, 24, 72
@@ -25,11 +29,22 @@ extern "C" void run_rest(Rest rest, int x, int y, int z) {
 extern "C" void run_codes(const float* part, unsigned char* out, int parts, int tokens) {
   launch({tokens, 1, 1}, INNER, [&] { slim_codes(part, out, parts); });
 }
+extern "C" void run_move(Noise noise, int x, int z) { launch({x, 1, z}, INNER, [&] { slim_move(noise); }); }
+extern "C" void run_tail(Noise noise) { launch({noise.batch, 1, 1}, TAIL, [&] { slim_tail(noise); }); }
 """
 
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compiled(tmp_path_factory, HEADS, SIZE)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return compiled(tmp_path_factory, 8, 128)
+
+
+def compiled(tmp_path_factory: pytest.TempPathFactory, heads: int, size: int) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to compile the kernels for the CPU")
@@ -37,7 +52,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     text = SOURCE[SOURCE.index("// --- few tokens times many rows") :]
     for name in ("u32 pack_bf", "void mma_bf"):  # what needs the card's own instructions is in emulated.h
         text = re.sub(rf"__device__ __forceinline__ {name}\(.*?\n}}\n", "", text, flags=re.DOTALL)
-    constants = {"HEADS": HEADS, "DK": SIZE, "R": REST, "D": D, "DR": D + REST}
+    d = heads * size
+    constants = {"HEADS": heads, "DK": size, "R": REST, "D": d, "DR": d + REST}
     head = [f'#include "{Path(__file__).parent / "emulated.h"}"', "#define BF16 1"]
     head += ["typedef unsigned short u16;", "typedef unsigned int u32;"]
     head += [f"constexpr int {name} = {value};" for name, value in constants.items()]
@@ -90,3 +106,53 @@ def test_new_tokens_residuals_have_torchs_bytes(kernels: ctypes.CDLL) -> None:
     whole = [n for n in range(tokens) if n != 5]
     assert torch.equal(codes[whole], expected[whole])
     assert codes[5, REST:].view(torch.bfloat16).isnan().all()
+
+
+class Emulated:
+    """Stands where a compiled kernel does; a launch runs it on the CPU."""
+
+    def __init__(self, run: Callable[[tuple[int, int, int], ctypes.Structure], None]) -> None:
+        self.launch = run
+
+
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_rounding_errors_are_fed_back_as_torch_does(
+    in_bytes: bool, wide: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width, tokens = 1024, 5
+    torch.manual_seed(2)
+    values = torch.randn(tokens, 1, width) * torch.rand(width).exp()
+    order = torch.randperm(width).to(torch.int16)
+    weights = (torch.randn(feedback_size(width)) / 8).bfloat16()
+    scale = row_scale(values).float() if in_bytes else None
+
+    def rounded(piece: torch.Tensor) -> torch.Tensor:
+        return piece.bfloat16() if scale is None else whole_numbers(piece, scale) * scale
+
+    launched: list[str] = []
+
+    def move(grid: tuple[int, int, int], job: ctypes.Structure) -> None:
+        launched.append("move")
+        wide.run_move(job, grid[0], grid[2])
+
+    def tail(grid: tuple[int, int, int], job: ctypes.Structure) -> None:
+        launched.append("tail")
+        wide.run_tail(job)
+
+    kernels = SimpleNamespace(move=Emulated(move), tail=Emulated(tail))
+    monkeypatch.setattr(slim_kernel, "_kernels", lambda shape, device: kernels)
+    expected = fed_back(values, order.long(), weights, rounded, moved)
+    out = feed_back(values.clone(), order, weights, scale, Shape(8, 128, REST, torch.bfloat16, True))
+    assert out is not None
+    assert launched == ["move", "tail"]
+    out = rounded(out)
+    # Sums in another order move a number over the edge of its rounding now and then, and what comes after it.
+    assert (out == expected).double().mean() > 0.9
+    plain = (rounded(values) - values).norm()
+    assert (out - expected).float().norm() < 0.3 * plain
+
+
+def test_widths_that_do_not_halve_well_keep_to_torch() -> None:
+    shape = Shape(2, 40, REST, torch.bfloat16, True)
+    weights = torch.zeros(feedback_size(D), dtype=torch.bfloat16)
+    assert feed_back(torch.zeros(1, 1, D), torch.arange(D).short(), weights, None, shape) is None

@@ -16,6 +16,7 @@ Source: Graef, Gupta, "Approximate attention" (a draft in OpenMachine-ai/transfo
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import combinations_with_replacement
 from typing import Any
@@ -143,7 +144,7 @@ def attend(
     fresh = torch.ones(batch, length, dtype=torch.bool, device=key.device)
     if attention_mask is not None:
         fresh = (attention_mask[:, 0, -1, -length:] > -1).expand(batch, -1)
-    sums = _monomials(size, options, query.device)
+    sums = _monomials(size, tuple(options["coefficients"]), options["parts"], query.device)
     step = max(min(LARGEST // max(heads * batch * (len(sums[1]) if sums else 1), 1), 512), 1)
     keys, values = key[:, :, :held].to(wide), value[:, :, :held].to(wide)
     valid = fresh[:, :0] if layer.valid is None else layer.valid
@@ -159,14 +160,24 @@ def attend(
         q = query[:, :, first:last].to(wide) * scale
         parts.append(_read(q, keys, values, valid, places, new, layer.state, options, sums))
         layer.seen += last - first
-        # What the next query no longer sees exactly.
-        old = (places <= layer.seen - options["window"]) & (places >= options["sinks"])
-        if sums and old.any():
-            _take_in(layer, keys[:, :, old], values[:, :, old], valid[:, old], sums)
-        keys, values, valid, places = keys[:, :, ~old], values[:, :, ~old], valid[:, ~old], places[~old]
+        # What the next query no longer sees exactly: held are the sinks and then the newest, without a gap.
+        # Counted here and not on the card, which a CUDA graph could not ask.
+        kept, held_now = min(options["sinks"], layer.seen), keys.shape[2]
+        old = min(max(held_now - kept - options["window"] + 1, 0), held_now - kept)
+        if old:
+            out = slice(kept, kept + old)
+            if sums:
+                _take_in(layer, keys[:, :, out], values[:, :, out], valid[:, out], sums)
+            keys, values = (_without(x, out, 2) for x in (keys, values))
+            valid, places = _without(valid, out, 1), _without(places, out, 0)
     layer.keys, layer.values = keys.to(key.dtype), values.to(value.dtype)
     layer.valid, layer.places = valid, places
     return torch.cat(parts, 2).transpose(1, 2).to(query.dtype).contiguous(), None
+
+
+def _without(x: torch.Tensor, cut: slice, axis: int) -> torch.Tensor:
+    """x without what `cut` takes of one axis."""
+    return torch.cat([x.narrow(axis, 0, cut.start), x.narrow(axis, cut.stop, x.shape[axis] - cut.stop)], axis)
 
 
 def _read(
@@ -230,10 +241,10 @@ def _take_in(
     layer.state = both if layer.state is None else layer.state + both
 
 
-def _monomials(size: int, options: dict[str, Any], device: Any) -> Any:
+@functools.lru_cache(maxsize=64)
+def _monomials(size: int, coefficients: tuple[float, ...], parts: int, device: torch.device) -> Any:
     """(index, weights, parts): each monomial of a part as `degree` indices into [1, x], and the coefficient
     of each product of monomials; None without a polynomial."""
-    coefficients, parts = options["coefficients"], options["parts"]
     if not coefficients:
         return None
     degree, width = len(coefficients) - 1, size // parts

@@ -223,8 +223,8 @@ class Primary:
         self.linear, self.memo = linear, memo
 
     def __call__(self, x):
-        product = plain_product(self.linear, x)
-        self.memo.note(x, product, self.linear, self.memo.spec["primary"])
+        product = self.memo.product(x, self.linear)
+        product = self.memo.note(x, product, self.memo.spec["primary"])
         return product if self.linear.bias is None else product + self.linear.bias
 
 
@@ -261,10 +261,9 @@ class Fused(nn.Module):
 
     def forward(self, x):
         spec = self.memo.spec
-        rest = functional.linear(x, self.columns().T)
+        rest = self.memo.note(x, self.memo.product(x, self), spec["primary_left"])
         groups, width, offset, size = spec["derived"]
         rest = rest.unflatten(-1, (groups, width - size))
-        self.memo.note(x, rest.flatten(-2), self, spec["primary_left"])
         made = self.memo.derive(x, self.slim).unflatten(-1, (groups, size))
         whole = torch.cat([rest[..., :offset], made, rest[..., offset:]], -1).flatten(-2)
         return whole if self.bias is None else whole + self.bias
@@ -322,32 +321,44 @@ class Memo:
 
     # The projections tell what they read and made.
 
-    def note(self, x, product, linear, slot):
-        if not self.spec["integers"] and product.dtype in (torch.bfloat16, torch.float16):
+    def product(self, x, linear):
+        """x [B, n, d] times a projection's weight; in float32 where what is rounded of it is to be known."""
+        if self.shaped(x.dtype) and x.dtype != torch.float32:
+            return wide_rows(x, self.columns(linear))
+        return functional.linear(x, self.columns(linear).T)
+
+    def shaped(self, dtype):
+        """Whether rounding errors of what is cached of inputs in `dtype` are fed back."""
+        return self.spec["feedback"] and (self.narrow or self.kept_dtype(dtype).itemsize == 2)
+
+    def note(self, x, product, slot):
+        """Keep what is cached of a product [B, n, N]; returns the product in the dtype of x."""
+        if not self.spec["integers"] and x.dtype in (torch.bfloat16, torch.float16):
             raise ValueError(
                 f"this model was converted from weights in more than 16 bits, and its cache does not hold in "
-                f"{product.dtype}: load it with dtype=torch.float32, or convert a source saved in 16 bits"
+                f"{x.dtype}: load it with dtype=torch.float32, or convert a source saved in 16 bits"
             )
-        self.x, self.dtype = x, product.dtype
-        kept = self.kept_dtype()
-        shaped = self.spec["feedback"] and (self.narrow or kept.itemsize == 2)
-        if shaped:  # its rounding errors are to be known, so it is not to be rounded before
-            weight = self.columns(linear)
-            primary = wide_rows(x, self.slot(weight, slot)) if x.dtype != torch.float32 else None
-        if not shaped or primary is None:
-            primary = self.slot(product, slot)
+        self.x, self.dtype = x, x.dtype
+        kept, shaped = self.kept_dtype(x.dtype), self.shaped(x.dtype)
+        primary, product = self.slot(product, slot), product.to(x.dtype)
         slim = self.linear("derived").slim
         if self.narrow:
             self.stored = self.in_bytes(primary, slim)
             self.primary = self.open(self.stored)
-            return
+            return product
         if shaped:
-            primary = fed_back(primary, slim.order.long(), slim.feedback, lambda piece: piece.to(kept), moved)
-        self.primary = self.stored = primary.to(kept).to(self.dtype)
+            primary = self.fed_back(primary, slim, kept, None, lambda piece: piece.to(kept))
+        self.primary = self.stored = primary.to(kept).to(x.dtype)
+        return product
 
-    def kept_dtype(self):
-        """What numbers of the cache are rounded to."""
-        return self.dtype
+    def fed_back(self, values, slim, kept, scale, rounded):
+        """Numbers [B, n, e] rounded with error feedback; `values` may be overwritten."""
+        fed = self.step.fed_back(values, slim, kept, scale) if self.skip else None
+        return fed_back(values, slim.order.long(), slim.feedback, rounded, moved) if fed is None else fed
+
+    def kept_dtype(self, dtype):
+        """What numbers of the cache are rounded to, inputs being in `dtype`."""
+        return dtype
 
     def columns(self, linear):
         """The weight [d, N] of a projection."""
@@ -365,7 +376,7 @@ class Memo:
         def rounded(piece):
             return whole_numbers(piece, scale) * scale.float()
 
-        kept = fed_back(values, slim.order.long(), slim.feedback, rounded, moved)
+        kept = self.fed_back(values, slim, self.dtype, scale.float(), rounded)
         return with_scale(whole_numbers(kept, scale), scale)
 
     def note_input(self, module, args):

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 from .nvrtc import Kernel, NoKernel, build
+from .slim_rounding import LEAST_SHARE, blocks
 from .slim_source import SOURCE
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ _TILE = 16
 _WARPS = 16
 _SHARED = 227 * 1024
 _FEW = 256  # tokens up to which a residual is made by its own kernel
+_MOST = 64  # tokens up to which rounding errors are fed back by kernels; beyond, cuBLAS is the faster
+_TAIL = 256  # channels of a block that is rounded in the last of these kernels
 _MATRIX_TILE = (16, 32)  # rows of a matrix and of the batch that a block of the thin products takes
 _SUMS = 80  # accumulators per thread; more of them spill
 _LOG2E = math.log2(math.e)
@@ -82,6 +85,8 @@ class _Kernels(NamedTuple):
     mix: Kernel
     rest: Kernel
     codes: Kernel
+    move: Kernel
+    tail: Kernel
     clusters: int  # of `step`, that run at once
 
 
@@ -97,6 +102,13 @@ class _Rest(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "primary", "weight", "part")),
         *((name, ctypes.c_longlong) for name in ("x_row", "primary_row")),
         *((name, ctypes.c_int) for name in ("batch", "width")),
+    ]
+
+
+class _Noise(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("left", "order", "weight", "scale", "out")),
+        *((name, ctypes.c_int) for name in ("batch", "first", "size", "least")),
     ]
 
 
@@ -299,6 +311,49 @@ def residual_codes(
     return codes
 
 
+def feed_back(
+    values: torch.Tensor,
+    order: torch.Tensor,
+    weights: torch.Tensor,
+    scale: torch.Tensor | None,
+    shape: Shape,
+) -> torch.Tensor | None:
+    """`slim_rounding.fed_back` of a few tokens in a handful of launches; None: no kernel for it.
+
+    Sums in another order than torch's aside, the same numbers.
+
+    Args:
+        values: P [B, n, d] float32, overwritten with what is to be rounded of each channel.
+        order, weights: int16 [d] and in the shape's dtype, see `fed_back`.
+        scale: of 8-bit rows, float32 [B, n, 1]; None where P is rounded to the shape's dtype.
+
+    Returns:
+        Without `scale`, P rounded [B, n, d]; with it, `values`.
+    """
+    width = values.shape[-1]
+    tokens = values.numel() // width
+    if not 0 < tokens <= _MOST or width != shape.heads * shape.size:
+        return None
+    kernels = _kernels(shape, values.device)
+    cuts = blocks(width)[:-1]
+    fits = values.dtype == torch.float32 and values.is_contiguous() and order.dtype == torch.int16
+    fits = fits and weights.dtype == shape.dtype and weights.data_ptr() % 16 == 0
+    if kernels is None or not fits or not cuts or any((width - last) % 8 for _, last in cuts):
+        return None
+    out = None if scale is not None else values.new_empty(values.shape, dtype=shape.dtype)
+    given, at = (_address(values), _address(order)), weights.data_ptr()
+    after = (_address(scale), _address(out), tokens)
+    for first, last in cuts:
+        size, rest = last - first, width - last
+        job = _Noise(*given, at, *after, first, size, max(1, width // LEAST_SHARE))
+        if size <= _TAIL:
+            kernels.tail.launch((tokens, 1, 1), job)
+            break
+        kernels.move.launch((-(-rest // 16), 1, -(-tokens // 4)), job)
+        at += 2 * size * rest
+    return values if out is None else out
+
+
 def turned_dot(
     q: torch.Tensor, keys: torch.Tensor, distance: torch.Tensor, freq: torch.Tensor | None
 ) -> torch.Tensor:
@@ -366,10 +421,13 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
                     "slim_mix": (256, 0, 1),
                     "slim_rest": (256, 0, 1),
                     "slim_codes": (256, 0, 1),
+                    "slim_move": (256, 0, 1),
+                    "slim_tail": (512, 0, 1),
                 },
             )
             step = built["slim_decode"]
-            named = {name: built[f"slim_{name}"] for name in ("combine", "open", "mix", "rest", "codes")}
+            others = ("combine", "open", "mix", "rest", "codes", "move", "tail")
+            named = {name: built[f"slim_{name}"] for name in others}
             return _Kernels(step, **named, clusters=max(1, step.clusters()))
     except NoKernel as why:
         _say(str(why))

@@ -784,4 +784,113 @@ slim_codes(const float* __restrict__ part, unsigned char* __restrict__ out, int 
   }
   if (threadIdx.x < 2) out[R + threadIdx.x] = (unsigned char)(bits >> 8 * threadIdx.x);
 }
+
+// --- rounding whose errors are fed back ---------------------------------------------------------------
+// `slim_rounding.fed_back`: a block of channels is rounded, and what it lost moves the channels to
+// come. Blocks of channels halve. A large one is a launch, each thread block taking 16 columns (a sector of a
+// row) and 4 tokens; the small ones at the end are one launch with a block for each token.
+
+constexpr int TOKENS = 4, TAIL = 512, TAIL_ROWS = 256, GROUPS = 16;
+
+struct Noise {
+  float* left;              // [batch][D] by channel; moved in place
+  const short* order;       // [D] channels as they are rounded
+  const u16* weight;        // of this block [size][D - first - size]; of all the tail's blocks
+  const float* scale;       // [batch] of 8-bit rows; null: rounded to the dtype
+  u16* out;                 // [batch][D] of the tail: all channels rounded to the dtype; or null
+  int batch, first, size;   // the block's channels in their order; the tail has no one size
+  int least;                // the size at which halving ends
+};
+
+// What rounding takes away from x, itself rounded as torch does.
+__device__ __forceinline__ float lost(const Noise& noise, int token, float x) {
+  float kept = low(pack(x, 0.f));
+  if (noise.scale) {
+    const float scale = noise.scale[token];
+    kept = __fmul_rn(fminf(fmaxf(rintf(x / scale), -127.f), 127.f), scale);
+  }
+  return low(pack(kept - x, 0.f));
+}
+
+extern "C" __global__ void __launch_bounds__(INNER) slim_move(const __grid_constant__ Noise noise) {
+  __shared__ float room[INNER / 32][TOKENS][16];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int rest = D - noise.first - noise.size, column = blockIdx.x * 16 + lane % 2 * 8;
+  const int token = blockIdx.z * TOKENS, many = min(TOKENS, noise.batch - token);
+  float acc[TOKENS][8] = {};
+  if (column < rest)
+#pragma unroll 4
+    for (int row = threadIdx.x / 2; row < noise.size; row += INNER / 2) {
+      float w[8];
+      eight(w, noise.weight + (long long)row * rest + column);
+      const float* from = noise.left + (long long)token * D + noise.order[noise.first + row];
+#pragma unroll
+      for (int t = 0; t < TOKENS; t++)
+        if (t < many) {
+          const float e = lost(noise, token + t, from[t * D]);
+#pragma unroll
+          for (int i = 0; i < 8; i++) acc[t][i] += e * w[i];
+        }
+    }
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++)
+    if (t < many)
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+#pragma unroll
+        for (int m = 16; m > 1; m /= 2) acc[t][i] += __shfl_xor_sync(~0u, acc[t][i], m);
+        if (lane < 2) room[warp][t][lane * 8 + i] = acc[t][i];
+      }
+  __syncthreads();
+  const int t = threadIdx.x / 16, at = blockIdx.x * 16 + threadIdx.x % 16;
+  if (t < many && at < rest) {
+    float x = 0;
+#pragma unroll
+    for (int w = 0; w < INNER / 32; w++) x += room[w][t][threadIdx.x % 16];
+    noise.left[(long long)(token + t) * D + noise.order[noise.first + noise.size + at]] -= x;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(TAIL) slim_tail(const __grid_constant__ Noise noise) {
+  __shared__ float left[2 * TAIL_ROWS], errors[TAIL_ROWS], room[GROUPS * TAIL_ROWS];
+  const int token = blockIdx.x, count = D - noise.first;
+  float* const all = noise.left + (long long)token * D;
+  const short* const order = noise.order + noise.first;
+  for (int i = threadIdx.x; i < count; i += TAIL) left[i] = all[order[i]];
+  __syncthreads();
+  const u16* weight = noise.weight;
+  for (int first = 0; count - first > noise.least;) {
+    const int size = (count - first + 1) / 2, rest = count - first - size, wide = rest / 8;
+    for (int i = threadIdx.x; i < size; i += TAIL) errors[i] = lost(noise, token, left[first + i]);
+    __syncthreads();
+    const int group = threadIdx.x / wide, column = threadIdx.x % wide * 8;
+    if (group < GROUPS) {
+      float acc[8] = {};
+#pragma unroll 8
+      for (int row = group; row < size; row += GROUPS) {
+        float w[8];
+        eight(w, weight + row * rest + column);
+#pragma unroll
+        for (int i = 0; i < 8; i++) acc[i] += errors[row] * w[i];
+      }
+#pragma unroll
+      for (int i = 0; i < 8; i++) room[group * rest + column + i] = acc[i];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < rest; i += TAIL) {
+      float x = 0;
+#pragma unroll
+      for (int g = 0; g < GROUPS; g++) x += room[g * rest + i];
+      left[first + size + i] -= x;
+    }
+    __syncthreads();
+    weight += size * rest;
+    first += size;
+  }
+  for (int i = threadIdx.x; i < count; i += TAIL) all[order[i]] = left[i];
+  if (!noise.out) return;
+  __syncthreads();
+  for (int i = threadIdx.x * 2; i < D; i += TAIL * 2)
+    *(u32*)(noise.out + (long long)token * D + i) = pack(all[i], all[i + 1]);
+}
 """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .slim_kernel import Shape, available, decode, mix, residual_codes
+from .slim_kernel import Shape, available, decode, feed_back, mix, residual_codes
 
 _CLOSE = 0.05
 """Of two cosines: a token that stands one position off moves by 0.46, rounding by 0.01."""
@@ -136,13 +136,26 @@ class Step:
             x, primary: the layer's input [B, n, width] and what is cached of it [B, n, d].
             slim: the `Derived` of values.
         """
+        if not (self.spec["residual"] and self.spec["bits"] == 8 and self._few(x)):
+            return None
+        return residual_codes(x, primary, slim.residual_in, self._of_tokens(x.dtype))
+
+    def fed_back(
+        self, values: torch.Tensor, slim: Any, kept: torch.dtype, scale: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """P of new tokens rounded with error feedback, see `feed_back`, or None for the torch path."""
+        if not self._few(values) or slim.feedback.dtype != kept:
+            return None
+        return feed_back(values.float().contiguous(), slim.order, slim.feedback, scale, self._of_tokens(kept))
+
+    def _few(self, x: torch.Tensor) -> bool:
+        """Whether kernels may take these new tokens [B, n, ...]."""
+        plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return bool(self.fits and x.is_cuda and plain)
+
+    def _of_tokens(self, dtype: torch.dtype) -> Shape:
         spec = self.spec
-        if not (self.fits and x.is_cuda and spec["residual"] and spec["bits"] == 8):
-            return None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        shape = Shape(spec["heads"], self.size, spec["residual"], x.dtype, bool(spec["rope"]))
-        return residual_codes(x, primary, slim.residual_in, shape)
+        return Shape(spec["heads"], self.size, spec["residual"], dtype, bool(spec["rope"]))
 
     def unsure(self, layer: Any) -> None:
         """Tokens have come to the cache whose positions nobody has looked at."""
