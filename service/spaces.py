@@ -20,6 +20,7 @@ from service.space_setup import MARK, MOUNTED, Setup, make_setup
 from service.upload import in_memory
 from tricks import BadInput
 
+_LONGEST = 200  # characters of NAMESPACE/NAME
 _EMPTY = {".gitattributes", "README.md"}
 """What a new Space holds before anybody put anything there."""
 
@@ -100,8 +101,8 @@ def deploy(wish: Wish, env: Mapping[str, str] | None = None) -> Deployed:
 
 
 def _check_name(space: str) -> None:
-    if not is_hub_id(space) or "/" not in space:
-        raise BadInput(f"{space!r} is no name of a Space; write NAMESPACE/NAME")
+    if len(space) > _LONGEST or not is_hub_id(space) or "/" not in space:
+        raise BadInput(f"{space[:_LONGEST]!r} is no name of a Space; write NAMESPACE/NAME")
 
 
 def _there(api: HfApi, space: str) -> Setup | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,9 +41,26 @@ def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
     return draft_on(subject_of(checkpoint), tricks)
 
 
+_latest: list[tuple[Checkpoint, Subject]] = []
+"""The checkpoint that was read last, and what came of it."""
+
+
 @one_at_a_time
 def subject_of(checkpoint: Checkpoint) -> Subject:
-    """What tricks are asked about: the model's class without weights, and its wiring."""
+    """What tricks are asked about: the model's class without weights, and its wiring.
+
+    The latest one is kept: who looks at a model plans it next, and reading a deep one's wiring takes longer
+    than all the rest.
+    """
+    if not _latest or _latest[0][0] != checkpoint:
+        _latest.clear()  # first, so that two are never held at once
+        # Its own copy of the config: what a caller does to theirs must not make another model look the same.
+        kept = replace(checkpoint, config=copy.deepcopy(checkpoint.config))
+        _latest.append((kept, _read(checkpoint)))
+    return _latest[0][1]
+
+
+def _read(checkpoint: Checkpoint) -> Subject:
     blueprint = read_config(checkpoint.config, checkpoint.name)
     model = build(blueprint, "meta", torch.float32)
     unloaded = check_tensors(model, checkpoint)

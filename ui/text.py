@@ -50,15 +50,16 @@ def rate(unit: str, per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "0.4 s", "12 s", "3 min 5 s" or "2 h 10 min"."""
+    """Seconds as "0.4 s", "12 s", "3 min 5 s", "15 min" or "2 h 10 min"."""
     if seconds < 9.95:
         return f"{max(seconds, 0):.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    long, short = ((whole // 60, "min"), (whole % 60, "s"))
+    if whole >= 3600:
+        long, short = ((whole // 3600, "h"), (whole % 3600 // 60, "min"))
+    return " ".join(f"{number} {unit}" for number, unit in (long, short) if number)
 
 
 def ago(seconds: float) -> str:

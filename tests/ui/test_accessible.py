@@ -10,8 +10,10 @@ import pytest
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
+from service.api import Service
+from service.settings import Settings
 from ui.screenshots import CHROMIUM, browser, served
 
 if not CHROMIUM.exists():
@@ -21,9 +23,23 @@ _AXE = Path(__file__).parent / "axe" / "axe.min.js"
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("data")) as address:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def url(data: Path) -> Iterator[str]:
+    with served(data) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def finished(url: str, data: Path, small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a job that was published."""
+    with Service(Settings(data=data)) as service:
+        out = tmp_path_factory.mktemp("made") / "small-FlashNorm"
+        job = service.submit(str(small_model), ["flashnorm"], str(out))
+        return f"{url}/job?id={job.id}"
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +84,16 @@ def test_nothing_serious_on_any_page(
         problems += [f"{path} is {wide} px too wide"] if wide > 0 else []
     page.close()
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_serious_on_a_finished_job(chromium: Browser, finished: str, width: int) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    for theme in ("light", "dark"):
+        page.goto(f"{finished}&__theme={theme}")
+        expect(page.locator(".ts-pill")).to_have_text("published", timeout=120_000)
+        for piece in ("#outcome h2", "#plan h2", "#picture img", "#card h1"):
+            expect(page.locator(piece).first).to_be_visible(timeout=60_000)
+        assert not serious(page), theme
+        assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth"), theme
+    page.close()

@@ -35,6 +35,15 @@ def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
+def test_a_duration_names_no_unit_of_which_there_is_none() -> None:
+    assert [duration(seconds) for seconds in (59.7, 900, 7200, 7260)] == [
+        "1 min",
+        "15 min",
+        "2 h",
+        "2 h 1 min",
+    ]
+
+
 def test_amounts_and_ages() -> None:
     assert amount("tokens", 12345) == "12,345 tokens"
     assert amount("bytes", 2_000_000) == "2.0 MB"

@@ -146,13 +146,16 @@ def test_a_job_that_is_not_there(page: Page, url: str, query: str) -> None:
     expect(page.get_by_role("alert").filter(has_text="no job")).to_be_visible()
 
 
+_OUTER = "(at) => at.outerHTML.slice(0, 300)"
+
+
 def tab_to(page: Page, selector: str, most: int = 60) -> None:
     """Press Tab until the focus is there."""
     for _ in range(most):
         page.keyboard.press("Tab")
         if page.evaluate("(s) => document.activeElement.matches(s)", selector):
             return
-    raise AssertionError(f"no way to {selector} by keyboard")
+    raise AssertionError(f"no way to {selector} by keyboard: {page.locator(selector).first.evaluate(_OUTER)}")
 
 
 def test_a_conversion_by_keyboard_alone_and_a_thousand_presses(

@@ -180,7 +180,9 @@ class Live:
         evidence = self._service.evidence(job_id) if _may_have_evidence(job) else None
         running = job.state is State.RUNNING and job.progress
         speed = per_second(list(reader.recent)) if running else None
-        reader.papers_version = _digest([job.state, job.stage, job.attempts, evidence is not None])
+        # The card is written before anything is published, and shown from then on.
+        card = job.stage is Stage.PUBLISH and self._service.card(job_id) is not None
+        reader.papers_version = _digest([job.state, job.stage, job.attempts, evidence is not None, card])
         told = {
             "head": parts.job_head(job),
             "stages": parts.stages(job, speed, reader.took),
@@ -293,7 +295,10 @@ def _log(lines: deque[tuple[float, str]]) -> str:
     if not lines:
         return ""
     items = "".join(f"<li>{when(at)} {esc(text)}</li>" for at, text in lines)
-    return f'<ol class="ts-log" tabindex="0" role="log" aria-label="Log" aria-live="off">{items}</ol>'
+    # The role stands around the list: on the list itself it would take away what its items are.
+    return (
+        f'<div class="ts-log" tabindex="0" role="log" aria-label="Log" aria-live="off"><ol>{items}</ol></div>'
+    )
 
 
 def _digest(value: Any) -> str:

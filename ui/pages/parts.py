@@ -105,12 +105,17 @@ def job_head(job: Job) -> str:
     facts = [f"Job {job.id}", ", ".join(job.tricks), *([took] if took else []), *flags]
     if job.attempts > 1:
         facts.append(f"attempt {job.attempts}")
-    told = " · ".join(esc(fact) for fact in facts)
+    told = " · ".join(_whole(fact) for fact in facts)
     return (
         f'<section class="ts-head"><div><h2>{short_name(job.model)} <span class="ts-arrow">→</span> '
         f'{short_name(job.to)}</h2><p class="ts-quiet">{told} · submitted {when(job.created)}</p></div>'
         f"{pill(job.state)}</section>"
     )
+
+
+def _whole(fact: str) -> str:
+    """Kept on one line, unless it is long itself: a line does not end between a number and its unit."""
+    return f'<span class="ts-whole">{esc(fact)}</span>' if len(fact) <= 24 else esc(fact)
 
 
 def pill(state: State) -> str:
