@@ -29,7 +29,7 @@ def test_sizes(count: int, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.04, "0.0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
+    ("seconds", "shown"), [(0.04, "0.0 s"), (59.6, "1 min"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown

@@ -29,7 +29,7 @@ _LEFT = (
 )
 _RIGHT = (
     '<div data-live="plan" id="plan"></div><div data-live="picture" id="picture"></div>'
-    '<article data-live="card" id="card"></article>'
+    '<article data-live="card" id="card" tabindex="0" aria-label="Card"></article>'
 )
 _LOOK = "() => window.dispatchEvent(new Event('ts-look'))"
 

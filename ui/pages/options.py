@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from tricks import TRICKS
+from tricks import TRICKS, BadInput
 from tricks.options import Choice, Option
 
 _LONGEST = 60  # characters of an option's value
@@ -41,10 +41,17 @@ class Options:
         return [field.component for field in self.fields]
 
     def recipe(self, chosen: Sequence[str], values: Sequence[Any]) -> list[str]:
-        """The chosen tricks with the options that differ from their defaults, as `parse_trick` reads them."""
+        """The chosen tricks with the options that differ from their defaults, as `parse_trick` reads them.
+
+        Raises:
+            BadInput: a value that is longer than any option's; the field's own limit binds browsers alone.
+        """
         given: dict[str, list[str]] = {}
         for field, value in zip(self.fields, values, strict=True):
             text = str(value if value is not None else "").strip()
+            if len(text) > _LONGEST:
+                what = f"{field.trick}: {field.option}"
+                raise BadInput(f"{what} has {len(text):,} characters; it takes {_LONGEST} at most")
             if text and text != field.spec.default:
                 given.setdefault(field.trick, []).append(f"{field.option}={text}")
         order = [name for name in TRICKS if name in chosen] + [name for name in chosen if name not in TRICKS]
