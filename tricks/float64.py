@@ -22,6 +22,8 @@ class _Float64(TorchDispatchMode):
         if kwargs.get("dtype") in _NARROW:
             kwargs["dtype"] = torch.float64
         args = tuple(torch.float64 if isinstance(a, torch.dtype) and a in _NARROW else a for a in args)
+        if func is torch.ops.aten.bmm.default:  # of a narrow buffer and what was widened above
+            args = tuple(a.double() if a.dtype in _NARROW else a for a in args)
         return func(*args, **kwargs)
 
 

@@ -790,7 +790,7 @@ slim_codes(const float* __restrict__ part, unsigned char* __restrict__ out, int 
 // come. Blocks of channels halve. A large one is a launch, each thread block taking 16 columns (a sector of a
 // row) and 4 tokens; the small ones at the end are one launch with a block for each token.
 
-constexpr int TOKENS = 4, TAIL = 512, TAIL_ROWS = 256, GROUPS = 16;
+constexpr int TOKENS = 4, AT_ONCE = 2048, TAIL = 512, TAIL_ROWS = 256, GROUPS = 16;
 
 struct Noise {
   float* left;              // [batch][D] by channel; moved in place
@@ -813,25 +813,33 @@ __device__ __forceinline__ float lost(const Noise& noise, int token, float x) {
 }
 
 extern "C" __global__ void __launch_bounds__(INNER) slim_move(const __grid_constant__ Noise noise) {
-  __shared__ float room[INNER / 32][TOKENS][16];
+  __shared__ float room[INNER / 32][TOKENS][16], errors[TOKENS][AT_ONCE];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int rest = D - noise.first - noise.size, column = blockIdx.x * 16 + lane % 2 * 8;
   const int token = blockIdx.z * TOKENS, many = min(TOKENS, noise.batch - token);
   float acc[TOKENS][8] = {};
-  if (column < rest)
+  for (int begin = 0; begin < noise.size; begin += AT_ONCE) {
+    const int rows = min(AT_ONCE, noise.size - begin);
 #pragma unroll 4
-    for (int row = threadIdx.x / 2; row < noise.size; row += INNER / 2) {
-      float w[8];
-      eight(w, noise.weight + (long long)row * rest + column);
-      const float* from = noise.left + (long long)token * D + noise.order[noise.first + row];
-#pragma unroll
-      for (int t = 0; t < TOKENS; t++)
-        if (t < many) {
-          const float e = lost(noise, token + t, from[t * D]);
-#pragma unroll
-          for (int i = 0; i < 8; i++) acc[t][i] += e * w[i];
-        }
+    for (int i = threadIdx.x; i < rows; i += INNER) {
+      const float* from = noise.left + (long long)token * D + noise.order[noise.first + begin + i];
+      for (int t = 0; t < many; t++) errors[t][i] = lost(noise, token + t, from[t * D]);
     }
+    __syncthreads();
+    const u16* weight = noise.weight + (long long)begin * rest + column;
+    if (column < rest)
+#pragma unroll 8
+      for (int row = threadIdx.x / 2; row < rows; row += INNER / 2) {
+        float w[8];
+        eight(w, weight + (long long)row * rest);
+#pragma unroll
+        for (int t = 0; t < TOKENS; t++)
+          if (t < many)
+#pragma unroll
+            for (int i = 0; i < 8; i++) acc[t][i] += errors[t][row] * w[i];
+      }
+    __syncthreads();
+  }
 #pragma unroll
   for (int t = 0; t < TOKENS; t++)
     if (t < many)
