@@ -69,16 +69,16 @@ same bits, and a NaN stays in its row of the batch.
 ## Whole models
 
 One step of `Llama-2-7B` and `Phi-3-mini-128k` with random weights, a full static cache, source against
-slim with residual d/16 in 8 bits, rounding with error feedback as conversions ask for it.
+slim with residual d/16 in 8 bits and, as conversions ask for it, rounding with error feedback.
 
 {generate}
 
 {largest}
 
 Twice the tokens fit. Slim is **faster at a long context and slower at a short one**: beside attention,
-each layer feeds rounding errors back, makes its residual and multiplies with [A; B], a fixed cost that a short cache does not pay
-back. The source's own order is no way out there, since its value projection is what the conversion merged
-away. The kernels are taken wherever they run, because plain torch was slower at every point, down to 128
+each layer feeds rounding errors back, makes its residual and multiplies with [A; B], a fixed cost that a
+short cache does not pay back. The source's own order is no way out there, since its value projection is
+what the conversion merged away. The kernels are taken wherever they run, because plain torch was slower at every point, down to 128
 tokens:
 
 {without}
