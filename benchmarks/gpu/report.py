@@ -78,8 +78,8 @@ slim with residual d/16 in 8 bits and, as conversions ask for it, rounding with 
 Twice the tokens fit. Slim is **faster at a long context and slower at a short one**: beside attention,
 each layer feeds rounding errors back, makes its residual and multiplies with [A; B], a fixed cost that a
 short cache does not pay back. The source's own order is no way out there, since its value projection is
-what the conversion merged away. The kernels are taken wherever they run, because plain torch was slower at every point, down to 128
-tokens:
+what the conversion merged away. The kernels are taken wherever they run, because plain torch was
+slower at every point, down to 128 tokens:
 
 {without}
 
