@@ -12,7 +12,18 @@ from benchmarks.deep import config, header
 from service.explore import QUICK, explore, figures
 from tests.hub_models import small_llama
 from tests.hub_server import HubServer
-from tricks import TRICKS, Part, Place, Plan, Trick, checkpoint_from_headers, make_plan, parse_trick, survey
+from tricks import (
+    TRICKS,
+    BadInput,
+    Part,
+    Place,
+    Plan,
+    Trick,
+    checkpoint_from_headers,
+    make_plan,
+    parse_trick,
+    survey,
+)
 from ui.pages import charts, found
 from ui.pages.options import Field, Options
 from ui.pages.picture import picture
@@ -95,3 +106,10 @@ def test_suggestions_are_public_models_by_downloads(hub: HubServer, tmp_path: Pa
     assert search("x") == []
     found = search("forge/")
     assert {hit.model for hit in found} <= {"forge/few", "forge/many"}
+
+
+def test_a_giant_option_is_refused_in_a_line() -> None:
+    options = Options({}, (Field("flashnorm", "form", None),))  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="3,000,000 characters") as refused:
+        options.recipe(["flashnorm"], ["x" * 3_000_000])
+    assert len(str(refused.value)) < 200
