@@ -47,7 +47,7 @@ def https(name: str, target: str, port: int, folder: Path) -> Iterator[None]:
     methods = ["GET", "HEAD", "POST", "PUT", "DELETE"]
     app = Starlette(routes=[Route("/{path:path}", hand_on, methods=methods)])
     config = uvicorn.Config(
-        app, "127.0.0.1", port, ssl_keyfile=key, ssl_certfile=certificate, log_level="error"
+        app, "127.0.0.1", port, ssl_keyfile=key, ssl_certfile=certificate, log_level="error", lifespan="off"
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)

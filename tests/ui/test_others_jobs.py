@@ -21,7 +21,7 @@ from service.api import Service
 from service.jobs import Job
 from service.settings import Settings
 from ui.live import add_live
-from ui.pages import compare, explore, job, options, watches
+from ui.pages import compare, exploring, job, options, watches
 from ui.pages.api import Endpoints, asked
 from ui.pages.api_watches import WatchEndpoints
 from ui.pages.live import FRESH_S, Live
@@ -138,7 +138,7 @@ def test_a_sign_in_that_ends_midway_loses_nothing_and_uses_no_other_token(
     service: Service, secret: Job
 ) -> None:
     ended = request(session("ann", -1))
-    handlers = explore.Handlers(service, False, options.Options({}, ()))
+    handlers = exploring.Handlers(service, False, options.Options({}, ()))
     planned = "?model=forge%2Fsmall&trick=flashnorm"
     fields = (planned, "forge/small", ["flashnorm"], "ann/x", False, False, "quick")
     made, said = handlers.submit(*fields, ended)

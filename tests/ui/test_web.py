@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from ui.screenshots import CHROMIUM, browser, served
 
@@ -132,6 +132,29 @@ def test_a_changed_request_needs_a_new_plan(page: Page, url: str, model: Path) -
     page.get_by_label("Destination").focus()
     expect(page.locator("#plan")).to_contain_text("has changed")
     expect(page.get_by_role("button", name="Convert")).to_be_disabled()
+
+
+_LOOKS = """
+window.looks = 0;
+new MutationObserver((changes) => changes.forEach((change) => change.addedNodes.forEach((node) => {
+  if (node.textContent.includes('Reading config')) window.looks += 1;
+}))).observe(document, {childList: true, subtree: true});
+"""
+
+
+def test_what_is_typed_before_the_page_is_ready_is_looked_at_once(
+    page: Page, url: str, small_model: Path
+) -> None:
+    page.add_init_script(_LOOKS)
+    held: list[Route] = []
+    # The page's own first question, answered only once the plan is there.
+    page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
+    fill(page, url, str(small_model))
+    expect(page.locator("#submit")).to_be_enabled(timeout=SLOW_MS)
+    with page.expect_request(lambda request: '"quick"],' in (request.post_data or ""), timeout=SLOW_MS):
+        held[0].continue_()
+    expect(page.locator("#submit")).to_be_enabled()
+    assert page.evaluate("() => window.looks") == 1
 
 
 def test_no_destination(page: Page, url: str, model: Path) -> None:
