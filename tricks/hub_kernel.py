@@ -15,7 +15,14 @@ from pathlib import Path
 from tricks import shipped
 from tricks.errors import BadInput
 
-FILES = ("slim_kernel.py", "slim_source.py", "slim_rounding.py", "nvrtc.py", "flash_kernel.py")
+FILES = (
+    "slim_kernel.py",
+    "slim_decode_source.py",
+    "slim_source.py",
+    "slim_rounding.py",
+    "nvrtc.py",
+    "flash_kernel.py",
+)
 _INIT = '''"""Slim attention's decode step and FlashNorm with its linear layer; else plain torch."""
 
 from .flash_kernel import norm_linear

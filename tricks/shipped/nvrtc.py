@@ -15,6 +15,9 @@ from typing import Any
 import torch
 
 _SHARED_MEMORY = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_SIXTEEN_BITS = 1  # CU_TENSOR_MAP_DATA_TYPE_UINT16
+_SWIZZLE_128 = 3  # CU_TENSOR_MAP_SWIZZLE_128B
+_PROMOTE_256 = 3  # CU_TENSOR_MAP_L2_PROMOTION_L2_256B
 _CLUSTER = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 
 
@@ -90,6 +93,35 @@ def build(source: str, kernels: Mapping[str, tuple[int, int, int]]) -> dict[str,
         _driver("cuModuleGetFunction", ctypes.byref(handle), module, name.encode())
         built[name] = Kernel(handle, *shape)
     return built
+
+
+def tensor_map(tensor: torch.Tensor, box: tuple[int, int, int]) -> ctypes.Array[ctypes.c_byte] | None:
+    """A CUtensorMap over `tensor` [n2, n1, n0], 16-bit, for boxes of (n0, n1, n2) in the 128-byte swizzle.
+
+    What lies outside the tensor is read as 0. None where the tensor's rows are not at multiples of 16 bytes.
+    """
+    outer, rows, columns = tensor.shape
+    steps = [2 * tensor.stride(1), 2 * (tensor.stride(0) if outer > 1 else rows * tensor.stride(1))]
+    if tensor.stride(2) != 1 or tensor.data_ptr() % 16 or any(step % 16 for step in steps):
+        return None
+    room = (ctypes.c_byte * 192)()
+    at = -ctypes.addressof(room) % 64
+    _driver(
+        "cuTensorMapEncodeTiled",
+        ctypes.byref(room, at),
+        _SIXTEEN_BITS,
+        3,
+        ctypes.c_void_p(tensor.data_ptr()),
+        (ctypes.c_uint64 * 3)(columns, rows, outer),
+        (ctypes.c_uint64 * 2)(*steps),
+        (ctypes.c_uint32 * 3)(*box),
+        (ctypes.c_uint32 * 3)(1, 1, 1),
+        0,
+        _SWIZZLE_128,
+        _PROMOTE_256,
+        0,
+    )
+    return (ctypes.c_byte * 128).from_buffer_copy(room, at)
 
 
 def _compile(source: str, *options: str) -> bytes:

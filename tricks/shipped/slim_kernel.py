@@ -8,7 +8,7 @@ row K [d], before any rotary turn, and C [r]. For the newest token's query q_i o
 and head i's output is o_i times that head's [d + r, dk] matrix, which is the caller's product. Source:
 Graef et al., "Slim attention" (https://arxiv.org/abs/2503.05840), figure 3c, here with a residual.
 
-`decode` runs a CUDA kernel (`slim_source`) on Hopper (compute capability 9.0), and `plain` elsewhere:
+`decode` runs a CUDA kernel (`slim_decode_source`) on Hopper (compute capability 9.0), and `plain` elsewhere:
 the same sums in torch, to rounding. What the kernel does not take, it says once, in one line.
 """
 
@@ -23,19 +23,21 @@ from typing import NamedTuple
 
 import torch
 
-from .nvrtc import Kernel, NoKernel, build
+from .nvrtc import Kernel, NoKernel, build, tensor_map
+from .slim_decode_source import COMMON, DECODE, product
 from .slim_rounding import LEAST_SHARE, blocks
 from .slim_source import SOURCE
 
 _log = logging.getLogger(__name__)
 _TILE = 16
-_WARPS = 16
+_THREADS = 512
+_RING = 4
 _SHARED = 227 * 1024
 _FEW = 256  # tokens up to which a residual is made by its own kernel
 _MOST = 64  # tokens up to which rounding errors are fed back by kernels; beyond, cuBLAS is the faster
 _TAIL = 256  # channels of a block that is rounded in the last of these kernels
 _MATRIX_TILE = (16, 32)  # rows of a matrix and of the batch that a block of the thin products takes
-_SUMS = 80  # accumulators per thread; more of them spill
+_SUMS = 144  # accumulators per thread; more of them spill
 _LOG2E = math.log2(math.e)
 
 
@@ -64,24 +66,25 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "lengths", "starts", "freq", "turn", "slopes")),
         *((name, ctypes.c_float) for name in ("scale", "cap")),
-        *((name, ctypes.c_int) for name in ("window", "splits")),
-        *((name, ctypes.c_void_p) for name in ("out", "part", "norm")),
+        *((name, ctypes.c_int) for name in ("window", "batch")),
+        *((name, ctypes.c_void_p) for name in ("out", "part", "norm", "spans")),
     ]
 
 
 class _Cache(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("k", "c")),
-        *((name, ctypes.c_longlong) for name in ("k_batch", "k_slot", "c_batch", "c_slot")),
+        *((name, ctypes.c_byte * 128) for name in ("k", "c")),
+        ("codes", ctypes.c_void_p),
+        *((name, ctypes.c_longlong) for name in ("codes_batch", "codes_slot")),
         ("table", ctypes.c_void_p),
         *((name, ctypes.c_int) for name in ("pages", "page_size")),
+        ("pad", ctypes.c_int * 6),
     ]
 
 
 class _Kernels(NamedTuple):
     step: Kernel
     combine: Kernel
-    open: Kernel
     mix: Kernel
     rest: Kernel
     codes: Kernel
@@ -149,7 +152,8 @@ def decode(
     rank = 0 if c is None else c.shape[2] - 2 * codes
     shape = Shape(q.shape[1], q.shape[2], rank, q.dtype, freq is not None)
     kernels = _kernels(shape, q.device)
-    if kernels is None:
+    cache = None if kernels is None else _cache(k, c, table)
+    if kernels is None or cache is None:
         return plain(
             q,
             k,
@@ -164,21 +168,15 @@ def decode(
             window=window,
             table=table,
         )
-    step, combine = kernels.step, kernels.combine
-    if c is not None and codes:
-        opened = c.new_empty(*c.shape[:2], rank, dtype=q.dtype)
-        strides = (ctypes.c_longlong(c.stride(0)), ctypes.c_longlong(c.stride(1)))
-        grid = (-(-c.shape[1] * (rank // 8) // 256), 1, c.shape[0])
-        kernels.open.launch(grid, c, opened, *strides, ctypes.c_int(c.shape[1]))
-        c = opened
     batch, width = q.shape[0], shape.heads * shape.size + shape.residual
     slots = k.shape[1] * (1 if table is None else table.shape[1])
-    splits = _splits(batch, min(slots, window or slots), kernels.clusters)
+    clusters = _clusters(batch, min(slots, window or slots), kernels.clusters)
     out = q.new_empty(batch, shape.heads, width, dtype=torch.float32)
     part = norm = None
-    if splits > 1:
-        part = q.new_empty(batch, splits, shape.heads, width, dtype=torch.float32)
-    norm = q.new_empty(batch, splits, shape.heads, 2, dtype=torch.float32)
+    if clusters > 1:
+        part = q.new_empty(2 * clusters, shape.heads, width, dtype=torch.float32)
+        norm = q.new_empty(2 * clusters, shape.heads, 2, dtype=torch.float32)
+    spans = q.new_empty(batch, 2, dtype=torch.int32)
     q = q.contiguous()
     scaled = None if slopes is None else slopes.float() * _LOG2E
     job = _Job(
@@ -186,24 +184,37 @@ def decode(
         scale * _LOG2E,
         cap * _LOG2E,
         window,
-        splits,
-        *map(_address, (out, part, norm)),
+        batch,
+        *map(_address, (out, part, norm, spans)),
     )
-    c_strides = (0, 0) if c is None else c.stride()[:2]
-    cache = _Cache(
-        _address(k),
-        _address(c),
-        *k.stride()[:2],
-        *c_strides,
-        _address(table),
-        0 if table is None else table.shape[1],
-        k.shape[1],
-    )
-    step.launch((step.cluster, splits, batch), job, cache)
-    if splits > 1:
-        assert part is not None
-        combine.launch((-(-width // 512), shape.heads, batch), part, norm, out, ctypes.c_int(splits))
+    kernels.step.launch((kernels.step.cluster, clusters, 1), job, cache)
+    if part is not None and norm is not None:
+        kernels.combine.launch((-(-width // 512), shape.heads, batch), part, norm, spans, out)
     return out
+
+
+def _cache(k: torch.Tensor, c: torch.Tensor | None, table: torch.Tensor | None) -> _Cache | None:
+    """Where [K | C] lies, for the kernel; None (said once) where the copy engine cannot read it."""
+    codes = c if c is not None and c.dtype == torch.int8 else None
+    maps = [k] if c is None or codes is not None else [k, c]
+    if table is not None and k.shape[1] % _TILE:
+        _say(f"pages of {k.shape[1]} slots; the slim kernel takes multiples of {_TILE}")
+        return None
+    made = [tensor_map(x, (64, _TILE, 1)) for x in maps]
+    if None in made or (codes is not None and (codes.stride(1) % 2 or codes.data_ptr() % 2)):
+        _say("a cache whose rows do not begin at multiples of 16 bytes")
+        return None
+    cache = _Cache(
+        codes=_address(codes),
+        table=_address(table),
+        pages=0 if table is None else table.shape[1],
+        page_size=k.shape[1],
+    )
+    if codes is not None:
+        cache.codes_batch, cache.codes_slot = codes.stride(0), codes.stride(1)
+    for name, one in zip(("k", "c"), made, strict=False):
+        setattr(cache, name, one)
+    return cache
 
 
 def plain(
@@ -379,21 +390,20 @@ def layout(shape: Shape) -> Layout:
         )
     if shape.size % 16 or not 16 <= shape.size <= 256 or shape.residual % 8:
         raise NoKernel(f"the slim kernel takes heads of 16, 32, ... 256 numbers and r in eights, not {shape}")
-    rows = -(-shape.heads // 16) * 16
+    rows = -(-shape.heads // 8) * 8
     for cluster in (1, 2, 4, 8):
         heads = shape.heads // cluster
-        if shape.heads % cluster or heads > _WARPS:
+        if shape.heads % cluster or heads > 16:
             continue
         share = -(-shape.residual // (8 * cluster)) * 8
-        columns = (heads * shape.size + share) // 8
-        sums = rows // 16 * 4 * -(-columns // _WARPS)
-        scores = 4 * (_WARPS // heads) * heads * _TILE * 4
-        small = (
-            4 * rows * 48 + 2 * heads * shape.size + 64 * shape.size + scores + rows * 4 + 8 * (2 * 12 + 12)
-        )
-        stages = min(12, (_SHARED - small) // (_TILE * (columns | 1) * 16))
+        columns = -(-heads * shape.size // 64) + -(-share // 64)  # blocks of 64
+        sums = (columns + 1) // 2 * rows // 2
+        planes = 4 if heads <= 8 else 2
+        stage = columns * _TILE * 128 + planes * heads * 80 + 3 * 8
+        small = _RING * (rows * 40 + 2 * 8) + 16
+        stages = min(12, (_SHARED - small) // stage)
         if sums <= _SUMS and stages >= 4:
-            return Layout(cluster, share, stages, small + stages * _TILE * (columns | 1) * 16)
+            return Layout(cluster, share, stages, small + stages * stage)
     raise NoKernel(f"the sums of {shape.heads} heads over {shape.heads * shape.size} columns fit no cluster")
 
 
@@ -415,9 +425,8 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
             built = build(
                 source(shape, placed),
                 {
-                    "slim_decode": (32 * (_WARPS + 8), placed.shared, placed.cluster),
+                    "slim_decode": (_THREADS, placed.shared, placed.cluster),
                     "slim_combine": (256, 0, 1),
-                    "slim_open": (256, 0, 1),
                     "slim_mix": (256, 0, 1),
                     "slim_rest": (256, 0, 1),
                     "slim_codes": (256, 0, 1),
@@ -426,7 +435,7 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
                 },
             )
             step = built["slim_decode"]
-            others = ("combine", "open", "mix", "rest", "codes", "move", "tail")
+            others = ("combine", "mix", "rest", "codes", "move", "tail")
             named = {name: built[f"slim_{name}"] for name in others}
             return _Kernels(step, **named, clusters=max(1, step.clusters()))
     except NoKernel as why:
@@ -451,18 +460,20 @@ def source(shape: Shape, placed: Layout) -> str:
     }
     lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define BF16 {int(shape.dtype == torch.bfloat16)}", f"#define ROPE {int(shape.rotary)}"]
-    return "\n".join(lines) + SOURCE
+    kind = "bf16" if shape.dtype == torch.bfloat16 else "f16"
+    wgmma = product(-(-shape.heads // 8) * 8, kind)
+    return "\n".join(lines) + COMMON + wgmma + DECODE + SOURCE
 
 
-def _splits(batch: int, slots: int, clusters: int) -> int:
-    """Into how many parts to cut each row's slots: the least of waves · (part + what a part costs)."""
-    fixed, combining = 96, 3  # in tokens' time: filling the pipeline; writing and reading a part's sums
+def _clusters(batch: int, slots: int, most: int) -> int:
+    """How many clusters share the batch's slots evenly: the least of a share and what pieces of rows cost."""
+    fixed, combining = 96, 3  # in tokens' time: filling the pipeline; writing and reading a piece's sums
 
-    def cost(splits: int) -> float:
-        waves = -(-batch * splits // clusters)
-        return waves * (slots / splits + fixed) + batch * splits * combining
+    def cost(clusters: int) -> float:
+        pieces = 2 * clusters if batch % clusters else 0
+        return batch * slots / clusters + fixed + pieces * combining
 
-    most = max(1, min(slots // 64, 4 * clusters))
+    most = max(1, min(batch * slots // 64, most))
     return min(range(1, most + 1), key=cost)
 
 

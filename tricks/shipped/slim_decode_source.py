@@ -1,0 +1,649 @@
+"""CUDA C++ of the slim decode step; `slim_kernel` compiles it at run time and says what it computes.
+
+Why clusters: one query needs heads · (d + r) float32 sums, 557 KB at Llama-2-7B's geometry and more than one
+multiprocessor holds. A cluster of CL thread blocks splits the columns. A block reads its columns of a cache
+row once from device memory into shared memory, where two passes use it: the scores of its own HEADS/CL heads
+(their keys are exactly its key columns), and the sums of ALL heads over its columns. In between, each block
+sends its heads' weights to the others through distributed shared memory: 1 KB per 16 tokens.
+
+Clusters share the tiles (16 tokens of one row of the batch) of the whole batch evenly, whatever the rows'
+lengths; a row that several clusters had a piece of is put together by `slim_combine`.
+
+Roles of a block's warps, each a loop over the same tiles, STAGES of which are in shared memory:
+
+    copy     1     tiles come by the tensor memory accelerator, in swizzled blocks of 64 columns
+    open     1     residuals that are cached in 8 bits become numbers
+    score    4     keys times query on tensor cores (mma.sync); the keys pass through registers to be turned
+    softmax  2     weights, sent to every block of the cluster
+    sum      8     columns [64, tokens] times weights [tokens, heads] on tensor cores (wgmma), both from
+                   shared memory: the sums stand in registers, transposed
+
+Instead of absolute angles, the query is turned to the middle of every tile, in float32, and the keys of
+the tile by the few constant angles around it, in the cache's dtype: as exact as stock code, which
+rounds the turned key too.
+"""
+
+
+def product(heads: int, kind: str) -> str:
+    """The text of `wgmma`: sums [64 columns, heads] += columns [64, 16 tokens] · weights [16 tokens, heads].
+
+    Args:
+        heads: a multiple of 8, at most 256.
+        kind: of the inputs, "bf16" or "f16".
+    """
+    count = heads // 2
+    sums = ", ".join(f"%{n}" for n in range(count))
+    outputs = ", ".join(f'"+f"(d[{n}])' for n in range(count))
+    return f"""
+__device__ __forceinline__ void wgmma(float* d, u64 columns, u64 weights, int add) {{
+  asm volatile("{{.reg .pred p;\\nsetp.ne.b32 p, %{count + 2}, 0;\\n"
+               "wgmma.mma_async.sync.aligned.m64n{heads}k16.f32.{kind}.{kind} {{{sums}}}, "
+               "%{count}, %{count + 1}, p, 1, 1, 1, 0;}}"
+               : {outputs} : "l"(columns), "l"(weights), "r"(add));
+}}
+"""
+
+
+COMMON = r"""
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+constexpr int D = HEADS * DK, DR = D + R;
+
+#define NEG_INF __int_as_float(0xff800000)
+
+#if BF16
+__device__ __forceinline__ float low(u32 x) { return __uint_as_float(x << 16); }
+__device__ __forceinline__ float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+__device__ __forceinline__ u32 pack(float lo, float hi) {
+  u32 out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
+  return out;
+}
+#define X2 "bf16x2"
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+__device__ __forceinline__ float low(u32 x) {
+  float out;
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, a;}" : "=f"(out) : "r"(x));
+  return out;
+}
+__device__ __forceinline__ float high(u32 x) {
+  float out;
+  asm("{.reg .b16 a, b; mov.b32 {a, b}, %1; cvt.f32.f16 %0, b;}" : "=f"(out) : "r"(x));
+  return out;
+}
+__device__ __forceinline__ u32 pack(float lo, float hi) {
+  u32 out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(hi), "f"(lo));
+  return out;
+}
+#define X2 "f16x2"
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#endif
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+"""
+
+DECODE = r"""
+constexpr int T = 16, THREADS = 512, RING = 4, RESEED = 32;
+constexpr int HPC = HEADS / CL;                         // heads whose scores this block computes
+constexpr int HPAD = (HEADS + 7) / 8 * 8;
+constexpr int KC = HPC * DK;                            // columns of this block: keys, then RC of C
+constexpr int KB = (KC + 63) / 64, RB = (RC + 63) / 64, BLOCKS = KB + RB;  // of 64 columns
+constexpr int MINE = (BLOCKS + 1) / 2;                  // of a warpgroup
+constexpr int UNITS = DK / 16;                          // of a head: 8 channels and their partners
+constexpr int CHUNKS = (HPC + 7) / 8, WPC = 4 / CHUNKS; // of 8 heads; warps that score a chunk
+constexpr int UPW = (UNITS + WPC - 1) / WPC;
+constexpr int HROW = 20;                                // a head's 16 scores; no bank conflicts
+constexpr int OWN = (HPC + 3) / 4;                      // heads per half warp in the softmax
+constexpr int GCD = DK % 64 == 0 ? 64 : DK % 32 == 0 ? 32 : 16, PERIOD = 64 / GCD;
+
+constexpr int BLOCK = T * 128, STAGE = BLOCKS * BLOCK, SLOT = HPAD * (2 * T + 8);
+constexpr int AT_P = STAGES * STAGE;                    // weights, each head's factor and their sum
+constexpr int AT_S = AT_P + RING * SLOT;                // scores, a plane for each warp of a chunk
+constexpr int FULL = AT_S + STAGES * WPC * HPC * HROW * 4;  // a tile has come
+constexpr int DONE = FULL + STAGES * 8;                 // its sums are done in this block
+constexpr int SCORED = DONE + STAGES * 8;               // its scores are written
+constexpr int SENT = SCORED + STAGES * 8;               // its weights have come from every block
+constexpr int FREE = SENT + RING * 8;                   // every block is done with its weights
+constexpr int AT_SHARE = FREE + RING * 8;               // where this cluster's tiles begin, and how many
+
+__device__ __forceinline__ u32 shared(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ void mma(float* d, const u32* a, u32 b0, u32 b1) {
+  asm volatile(MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void load4(u32* x, u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
+}
+// (x, y) of two pairs, turned by the angles whose cosines and sines are given.
+__device__ __forceinline__ void turn(u32& x, u32& y, u32 c, u32 s) {
+  u32 ys, xs, z;
+  asm("{.reg .b32 n; neg." X2 " n, %2; mul.rn." X2 " %0, %1, n;}" : "=r"(ys) : "r"(y), "r"(s));
+  asm("mul.rn." X2 " %0, %1, %2;" : "=r"(xs) : "r"(x), "r"(s));
+  asm("fma.rn." X2 " %0, %1, %2, %3;" : "=r"(z) : "r"(x), "r"(c), "r"(ys));
+  asm("fma.rn." X2 " %0, %1, %2, %3;" : "=r"(y) : "r"(y), "r"(c), "r"(xs));
+  x = z;
+}
+// Cosine and sine of distance · freq (radians), exact to float32 at any distance.
+__device__ __forceinline__ void angle(float freq, int distance, float& c, float& s) {
+  const double halves = freq * 0.3183098861837907 * distance;  // in units of pi
+  sincospif((float)(halves - 2 * rint(halves * 0.5)), &s, &c);
+}
+
+__device__ __forceinline__ void barrier_init(u32 bar, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");
+}
+__device__ __forceinline__ void expect(u32 bar, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(bar), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void wait(u32 bar, u32 parity) {
+  asm volatile(
+      "{.reg .pred p;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@!p bra again;}" :: "r"(bar), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void arrive(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(bar) : "memory");
+}
+__device__ __forceinline__ void arrive_remote(u32 bar) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(bar) : "memory");
+}
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// What ordinary instructions wrote is seen by wgmma.
+__device__ __forceinline__ void to_tensor_cores() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ u32 remote(u32 at, int rank) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  return there;
+}
+__device__ __forceinline__ void send2(u32 at, u32 x, u32 y, u32 bar) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];"
+               :: "r"(at), "r"(x), "r"(y), "r"(bar) : "memory");
+}
+
+struct __align__(64) Map { u64 words[16]; };  // CUtensorMap over [batch or page][slot][column]
+
+struct Cache {
+  Map k, c;                   // c only where the residual is in 16 bits
+  const unsigned char* codes; // the residual in 8 bits, [batch or page][slot][R + 2]; or null
+  long long codes_batch, codes_slot;  // strides in bytes
+  const int* table;           // [batch][pages] page numbers, or null: contiguous
+  int pages, page_size;       // a multiple of T
+  int pad[6];
+};
+
+struct Job {
+  const u16* q;        // [batch][HEADS][DK]
+  const int* lengths;  // [batch] slots in use; the query stands at the last one
+  const int* starts;   // [batch] first slot to read, or null
+  const float* freq;   // [DK/2] radians per position
+  const float* turn;   // [batch][DK] cosines, then sines, by which q was turned, or null: it was not
+  const float* slopes; // [HEADS] ALiBi, times log2(e), or null
+  float scale;         // of the scores, times log2(e)
+  float cap;           // soft cap times log2(e), or 0
+  int window;          // newest slots to read, or 0: all
+  int batch;
+  float* out;          // [batch][HEADS][DR]
+  float* part;         // [2 * clusters][HEADS][DR] sums of pieces that are not a whole row
+  float* norm;         // [2 * clusters][HEADS][2] their largest score, sum of weights
+  int2* spans;         // [batch] where a row's first piece is in `part`, and the last cluster that has one
+};
+
+__device__ __forceinline__ void tma(u32 to, const Map& map, int column, int slot, int batch, u32 bar) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3, %4}], [%5], %6;"
+      :: "r"(to), "l"(&map), "r"(column), "r"(slot), "r"(batch), "r"(bar), "l"(0x12F0000000000000ull)
+      : "memory");  // the hint: evict first, for nothing of the cache is read twice
+}
+
+struct Row { int first, length, tiles; };  // slots first to length - 1, in tiles that begin at multiples of T
+__device__ __forceinline__ Row row_of(const Job& job, int row) {
+  const int length = job.lengths[row];
+  int first = job.starts ? job.starts[row] : 0;
+  if (job.window) first = max(first, length - job.window);
+  return {first, length, length > first ? (length - 1) / T - first / T + 1 : 0};
+}
+
+struct Piece { int row, slot, tiles, first, length, place; };  // place: in `part`, or -1: the whole row
+// Every piece of a row that this cluster's share of the tiles takes, in their order.
+template <class Each>
+__device__ __forceinline__ void walk(const Job& job, const int* share, Each each) {
+  int at = share[1], left = share[2], place = 2 * blockIdx.y;
+  for (int r = share[0]; left > 0; r++, at = 0) {
+    const Row row = row_of(job, r);
+    const int tiles = min(left, row.tiles - at);
+    if (tiles <= 0) continue;
+    each(Piece{r, (row.first / T + at) * T, tiles, row.first, row.length, tiles == row.tiles ? -1 : place});
+    left -= tiles;
+    place |= 1;
+  }
+}
+
+// One warp: where this cluster's share begins; the first block also says which clusters have what row.
+__device__ __forceinline__ void find_share(const Job& job, int* share) {
+  const int lane = threadIdx.x, cluster = blockIdx.y;
+  const long long clusters = gridDim.y;
+  int total = 0;
+  for (int b = lane; b < job.batch; b += 32) total += row_of(job, b).tiles;
+#pragma unroll
+  for (int m = 16; m; m /= 2) total += __shfl_xor_sync(~0u, total, m);
+  const int begin = total * (long long)cluster / clusters;
+  const int end = total * (cluster + 1ll) / clusters;
+  if (lane == 0) share[0] = share[1] = share[2] = 0;
+  __syncwarp();
+  int before = 0;
+  for (int b0 = 0; b0 < job.batch; b0 += 32) {
+    const int b = b0 + lane, tiles = b < job.batch ? row_of(job, b).tiles : 0;
+    int upto = tiles;
+#pragma unroll
+    for (int m = 1; m < 32; m *= 2) {
+      const int x = __shfl_up_sync(~0u, upto, m);
+      if (lane >= m) upto += x;
+    }
+    const int from = before + upto - tiles;
+    if (begin >= from && begin < from + tiles) share[0] = b, share[1] = begin - from, share[2] = end - begin;
+    if (blockIdx.x == 0 && cluster == 0 && b < job.batch) {
+      const int first = ((from + 1) * clusters - 1) / max(total, 1);
+      const int last = ((from + tiles) * clusters - 1) / max(total, 1);
+      const bool fresh = (int)(total * (long long)first / clusters) == from;
+      job.spans[b] = tiles ? make_int2(2 * first + !fresh, last) : make_int2(-1, -1);
+    }
+    before += __shfl_sync(~0u, upto, 31);
+  }
+}
+
+extern "C" __global__ void __cluster_dims__(CL, 1, 1) __launch_bounds__(THREADS, 1)
+slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const u32 base = shared(memory);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, rank = blockIdx.x;
+  int* const share = (int*)(memory + AT_SHARE);
+
+  if (warp == 0) find_share(job, share);
+  if (threadIdx.x == 32) {
+    for (int i = 0; i < STAGES; i++) {
+      barrier_init(base + FULL + 8 * i, cache.codes ? 2 : 1);
+      barrier_init(base + DONE + 8 * i, 8);
+      barrier_init(base + SCORED + 8 * i, 4);
+    }
+    for (int i = 0; i < RING; i++) {
+      barrier_init(base + SENT + 8 * i, 1);
+      barrier_init(base + FREE + 8 * i, CL);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  for (int i = threadIdx.x; i < RING * SLOT / 4; i += THREADS)  // no weight, factor 1, sum 1
+    ((u32*)(memory + AT_P))[i] = i % (SLOT / 4) < HPAD * T / 2 ? 0 : 0x3f800000u;
+  to_tensor_cores();
+  __syncthreads();
+  cluster_sync();
+
+  if (warp < 8) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+    // Sums of this warpgroup's blocks of 64 columns. Where they are odd, both sum the one in the middle.
+    const int n0 = warp < 4 ? 0 : BLOCKS - MINE;
+    float acc[MINE][HPAD / 2];
+    // Matrix descriptors: 128-byte swizzle, 8 tokens 1024 bytes apart; weights in 8 heads x 8 tokens of 128.
+    const u32 here = base & 0xffffff;  // above it stands the block's rank
+    const u64 columns = (u64)1 << 62 | (u64)(1024 >> 4) << 32 | (u64)1 << 16 | (here + n0 * BLOCK) >> 4;
+    const u64 weights = (u64)(128 >> 4) << 32 | (u64)HPAD << 16 | (here + AT_P) >> 4;
+    int stage = 0, slot = 0, parity = 0;
+    walk(job, share, [&](const Piece& piece) {
+      float scale[HPAD / 4];
+      for (int i = 0; i < piece.tiles; i++) {
+        wait(base + SENT + slot * 8, parity);
+        const float2* const factors = (const float2*)(memory + AT_P + slot * SLOT + HPAD * 2 * T);
+        if (i) {
+          bool change = false;
+#pragma unroll
+          for (int m = 0; m < HPAD; m += 32)
+            change |= (HPAD % 32 == 0 || m + lane < HPAD) && factors[m + lane].x != 1.f;
+          if (__any_sync(~0u, change))
+#pragma unroll
+            for (int j = 0; j < HPAD / 4; j++) {
+              const float factor = factors[j / 2 * 8 + lane % 4 * 2 + j % 2].x;
+#pragma unroll
+              for (int n = 0; n < MINE; n++) {
+                acc[n][j / 2 * 4 + j % 2] *= factor;
+                acc[n][j / 2 * 4 + j % 2 + 2] *= factor;
+              }
+            }
+        }
+        to_tensor_cores();
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+        for (int n = 0; n < MINE; n++)
+          wgmma(acc[n], columns + ((stage * STAGE + n * BLOCK) >> 4), weights + (slot * SLOT >> 4), i);
+        asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+        if (i + 1 == piece.tiles)
+#pragma unroll
+          for (int j = 0; j < HPAD / 4; j++)
+            scale[j] = piece.place < 0 ? 1.f / factors[j / 2 * 8 + lane % 4 * 2 + j % 2].y : 1.f;
+        __syncwarp();
+        if (lane == 0) arrive(base + DONE + stage * 8);
+        if (++stage == STAGES) stage = 0;
+        if (++slot == RING) slot = 0, parity ^= 1;
+      }
+      float* const to = piece.place < 0 ? job.out + (long long)piece.row * HEADS * DR
+                                        : job.part + (long long)piece.place * HEADS * DR;
+#pragma unroll
+      for (int n = 0; n < MINE; n++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int block = n0 + n, row = warp % 4 * 16 + lane / 4 + 8 * h;
+          const int column = (block < KB ? block : block - KB) * 64 + row;
+          const int at = block < KB ? rank * KC + column : D + rank * RC + column;
+          if (column >= (block < KB ? KC : RC) || at >= DR) continue;
+#pragma unroll
+          for (int j = 0; j < HPAD / 4; j++) {
+            const int head = j / 2 * 8 + lane % 4 * 2 + j % 2;
+            if (HPAD == HEADS || head < HEADS)
+              to[(long long)head * DR + at] = acc[n][j / 2 * 4 + j % 2 + 2 * h] * scale[j];
+          }
+        }
+    });
+  } else if (warp < 12) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
+    // Scores: this warp's units of a chunk of heads. A lane's share of the query is that of head lane / 4.
+    const int chunk = (warp - 8) / WPC, part = (warp - 8) % WPC, mine = chunk * 8 + lane / 4;
+    const bool own = mine < HPC;
+    float qx[UPW][2], qy[UPW][2];
+#if ROPE
+    float qc[UPW][2], qs[UPW][2];
+    u32 turns[UPW][4];
+#endif
+    u32 keys[UPW][PERIOD];
+#pragma unroll
+    for (int u = 0; u < UPW; u++) {
+      const int unit = min(part + u * WPC, UNITS - 1);
+#if ROPE
+      // The turns of a tile's tokens, seen from its middle, as the lanes of an mma hold them.
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float c0, s0, c1, s1;
+        angle(job.freq[unit * 8 + lane % 4 * 2], lane / 4 + 8 * h - T / 2, c0, s0);
+        angle(job.freq[unit * 8 + lane % 4 * 2 + 1], lane / 4 + 8 * h - T / 2, c1, s1);
+        turns[u][2 * h] = pack(c0, c1);
+        turns[u][2 * h + 1] = pack(s0, s1);
+      }
+#endif
+#pragma unroll
+      for (int p = 0; p < PERIOD; p++) {
+        const int column = (chunk * 8 + p) * DK + unit * 8 + lane / 16 * (DK / 2), row = lane % 16;
+        keys[u][p] = base + column / 64 * BLOCK + row * 128 + ((column / 8 % 8) ^ (row % 8)) * 16;
+      }
+    }
+    int stage = 0, parity = 0;
+    walk(job, share, [&](const Piece& piece) {
+      for (int i = 0; i < piece.tiles; i++) {
+        const int slot = piece.slot + i * T;
+        u32 q[UPW][2];  // the query, turned to the middle of the tile
+#pragma unroll
+        for (int u = 0; u < UPW; u++) {
+          const int f = min(part + u * WPC, UNITS - 1) * 8 + lane % 4 * 2;
+          if (i % RESEED == 0) {
+            const u16* from = job.q + ((long long)piece.row * HEADS + rank * HPC + (own ? mine : 0)) * DK + f;
+            const u32 x = *(const u32*)from, y = *(const u32*)(from + DK / 2);
+            const float scale = own ? job.scale : 0.f;
+            qx[u][0] = low(x) * scale, qx[u][1] = high(x) * scale;
+            qy[u][0] = low(y) * scale, qy[u][1] = high(y) * scale;
+          }
+#if ROPE
+#pragma unroll
+          for (int n = 0; n < 2; n++) {
+            if (i % RESEED == 0) {
+              if (job.turn) {
+                const float* turn = job.turn + (long long)piece.row * DK + f + n;
+                const float x = qx[u][n];
+                qx[u][n] = x * turn[0] + qy[u][n] * turn[DK / 2];
+                qy[u][n] = qy[u][n] * turn[0] - x * turn[DK / 2];
+              }
+              angle(job.freq[f + n], piece.length - 1 - slot - T / 2, qc[u][n], qs[u][n]);
+            }
+            const float x = qx[u][n];
+            qx[u][n] = x * qc[u][n] - qy[u][n] * qs[u][n];
+            qy[u][n] = qy[u][n] * qc[u][n] + x * qs[u][n];
+            if (i % RESEED == 0) angle(job.freq[f + n], -T, qc[u][n], qs[u][n]);
+          }
+#endif
+          q[u][0] = pack(qx[u][0], qx[u][1]);
+          q[u][1] = pack(qy[u][0], qy[u][1]);
+        }
+        wait(base + FULL + stage * 8, parity);
+        float out[4] = {};
+#pragma unroll
+        for (int h = 0; h < (HPC < 8 ? HPC : 8); h++) {
+          if (HPC % 8 && chunk * 8 + h >= HPC) break;
+          float dot[4] = {};
+#pragma unroll
+          for (int u = 0; u < UPW; u++) {
+            if (UNITS % WPC && part + u * WPC >= UNITS) break;
+            u32 k[4];
+            load4(k, keys[u][h % PERIOD] + stage * STAGE + h / PERIOD * (PERIOD * DK / 64) * BLOCK);
+#if ROPE
+            turn(k[0], k[2], turns[u][0], turns[u][1]);
+            turn(k[1], k[3], turns[u][2], turns[u][3]);
+#endif
+            mma(dot, k, q[u][0], q[u][1]);
+          }
+          // Of the eight columns of an mma, the one of this head.
+          if (lane % 4 == h / 2) out[h % 2] = dot[h % 2], out[h % 2 + 2] = dot[h % 2 + 2];
+        }
+        float* const scores = (float*)(memory + AT_S) + (stage * WPC + part) * HPC * HROW;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int head = chunk * 8 + lane % 4 * 2 + e % 2;
+          if (HPC % 8 == 0 || head < HPC) scores[head * HROW + lane / 4 + e / 2 * 8] = out[e];
+        }
+        if (slot < piece.first || slot + T > piece.length) {  // what is not of the row counts as 0
+          for (int n = threadIdx.x - 256; n < STAGE / 16; n += 128) {
+            const int token = slot + n / 8 % T;
+            if (token < piece.first || token >= piece.length)
+              *(uint4*)(memory + stage * STAGE + n * 16) = make_uint4(0, 0, 0, 0);
+          }
+          to_tensor_cores();
+        }
+        __syncwarp();
+        if (lane == 0) arrive(base + SCORED + stage * 8);
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+      }
+    });
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+    if (warp < 14) {
+      // Softmax: half warps with a lane per token; `top` is the same in all lanes of a half.
+      const int half = 2 * (warp - 12) + lane / 16, t = lane % 16;
+      const u32 slots = base + AT_P + rank * HPC * 16, bars = base + SENT;
+      // A head's weights go in four pieces to four blocks at a time.
+      u32 there[(CL + 3) / 4], told[(CL + 3) / 4];
+#pragma unroll
+      for (int m = 0; m < (CL + 3) / 4; m++) {
+        there[m] = remote(slots, min(m * 4 + t / 4, CL - 1)) + t % 4 / 2 * HPAD * 16 + t % 2 * 8;
+        told[m] = remote(bars, min(m * 4 + t / 4, CL - 1));
+      }
+      const u32 there2 = remote(base + AT_P + HPAD * 2 * T + rank * HPC * 8, min(t, CL - 1));
+      const u32 told2 = remote(bars, min(t, CL - 1));
+      int stage = 0, parity = 0, slot = 0, freed = 1;
+      walk(job, share, [&](const Piece& piece) {
+        float top[OWN], sum[OWN] = {};
+#pragma unroll
+        for (int n = 0; n < OWN; n++) top[n] = NEG_INF;
+        for (int i = 0; i < piece.tiles; i++) {
+          const int token = piece.slot + i * T + t;
+          const bool inside = token >= piece.first && token < piece.length;
+          wait(base + SCORED + stage * 8, parity);
+          u32 words[OWN][2];
+          float factor[OWN], total[OWN];
+#pragma unroll
+          for (int n = 0; n < OWN; n++) {
+            const int head = min(half + 4 * n, HPC - 1);
+            const float* scores = (const float*)(memory + AT_S) + (stage * WPC * HPC + head) * HROW + t;
+            float x = 0;
+#pragma unroll
+            for (int w = 0; w < WPC; w++) x += scores[w * HPC * HROW];
+            if (job.cap != 0) x = job.cap * tanhf(x / job.cap);
+            if (job.slopes) x -= job.slopes[rank * HPC + head] * (piece.length - 1 - token);
+            x = inside ? x : NEG_INF;
+            float most = x;
+#pragma unroll
+            for (int m = 8; m; m /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, m));
+            // The scale follows only where a weight would pass 2^8: nearly never after the first tile.
+            const float before = top[n];
+            if (most > before + 8) top[n] = most;
+            factor[n] = top[n] == before ? 1.f : exp2_fast(before - top[n]);
+            const float p = inside ? exp2_fast(x - (top[n] == NEG_INF ? 0.f : top[n])) : 0.f;
+            const float q = __shfl_xor_sync(~0u, p, 1);
+            const u32 word = lane & 1 ? pack(q, p) : pack(p, q);
+            sum[n] = sum[n] * factor[n] + low(lane & 1 ? word >> 16 : word);
+#pragma unroll
+            for (int m = 0; m < 2; m++) words[n][m] = __shfl_sync(~0u, word, (lane & 16) + t % 4 * 4 + m * 2);
+            total[n] = sum[n];
+            if (i + 1 == piece.tiles)
+#pragma unroll
+              for (int m = 8; m; m /= 2) total[n] += __shfl_xor_sync(~0u, total[n], m);
+          }
+          wait(base + FREE + slot * 8, freed);
+          if (warp == 12 && lane == 0) expect(bars + slot * 8, HEADS * (2 * T + 8));
+#pragma unroll
+          for (int n = 0; n < OWN; n++) {
+            const int head = half + 4 * n;
+            if (head >= HPC) continue;
+            const u32 at = slot * SLOT;
+#pragma unroll
+            for (int m = 0; m < (CL + 3) / 4; m++)
+              if (m * 4 + t / 4 < CL)
+                send2(there[m] + at + head * 16, words[n][0], words[n][1], told[m] + slot * 8);
+            if (t < CL)
+              send2(there2 + at + head * 8, __float_as_uint(factor[n]), __float_as_uint(total[n]),
+                    told2 + slot * 8);
+            if (i + 1 == piece.tiles && piece.place >= 0 && t == 0)
+              *(float2*)(job.norm + ((long long)piece.place * HEADS + rank * HPC + head) * 2) =
+                  make_float2(top[n], total[n]);
+          }
+          if (++stage == STAGES) stage = 0, parity ^= 1;
+          if (++slot == RING) slot = 0, freed ^= 1;
+        }
+      });
+    } else if (warp == 14) {
+      int stage = 0, parity = 1, tile = 0;
+      auto done = [&](int tile) {  // the tile before in this stage; its weights' slot is free here
+        wait(base + DONE + stage * 8, parity);
+        if (lane < CL) arrive_remote(remote(base + FREE + (tile - STAGES) % RING * 8, lane));
+      };
+      walk(job, share, [&](const Piece& piece) {
+        for (int i = 0; i < piece.tiles; i++, tile++) {
+          if (tile >= STAGES) done(tile);
+          if (lane == 0) {
+            int slot = piece.slot + i * T, batch = piece.row;
+            if (cache.table) {
+              batch = cache.table[(long long)batch * cache.pages + slot / cache.page_size];
+              slot %= cache.page_size;
+            }
+            const u32 to = base + stage * STAGE, bar = base + FULL + stage * 8;
+            const int rests = cache.codes ? 0 : RB;
+            expect(bar, (KB + rests) * BLOCK);
+            for (int n = 0; n < KB; n++) tma(to + n * BLOCK, cache.k, rank * KC + n * 64, slot, batch, bar);
+            for (int n = 0; n < rests; n++)
+              tma(to + (KB + n) * BLOCK, cache.c, rank * RC + n * 64, slot, batch, bar);
+          }
+          __syncwarp();
+          if (++stage == STAGES) stage = 0, parity ^= 1;
+        }
+      });
+      for (int end = tile + STAGES; tile < end; tile++) {
+        if (tile >= STAGES) done(tile);
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+      }
+    } else if (RB && cache.codes) {
+      // Two numbers of 64 per lane and token; what comes next is asked for before what came is written.
+      int stage = 0, parity = 1, tile = 0;
+      walk(job, share, [&](const Piece& piece) {
+        u32 now[T], next[T], scale, scale_next;
+        auto ask = [&](int item, u32* pairs, u32& scale) {
+          const int i = item / (RB ? RB : 1), column = item % (RB ? RB : 1) * 64 + lane * 2;
+          const int slot = piece.slot + i * T;
+          const bool some = i < piece.tiles && column < RC && rank * RC + column < R;
+          auto row = [&](int n) {
+            const int token = min(slot + n, piece.length - 1);
+            if (!cache.table) return cache.codes + piece.row * cache.codes_batch + token * cache.codes_slot;
+            const int page = cache.table[(long long)piece.row * cache.pages + token / cache.page_size];
+            return cache.codes + page * cache.codes_batch + token % cache.page_size * cache.codes_slot;
+          };
+#pragma unroll
+          for (int n = 0; n < T; n++)
+            pairs[n] = some ? __ldg((const u16*)(row(n) + rank * RC + column)) : 0;
+          scale = i < piece.tiles ? (u32)__ldg((const u16*)(row(lane % T) + R)) << 16 : 0;
+        };
+        ask(0, now, scale);
+        for (int item = 0; item < piece.tiles * RB; item++) {
+          ask(item + 1, next, scale_next);
+          const int block = item % (RB ? RB : 1);
+          if (block == 0 && tile >= STAGES) wait(base + DONE + stage * 8, parity);
+          unsigned char* const to = memory + stage * STAGE + (KB + block) * BLOCK + lane % 4 * 4;
+#pragma unroll
+          for (int n = 0; n < T; n++) {
+            const float s = __uint_as_float(__shfl_sync(~0u, scale, n));
+            *(u32*)(to + n * 128 + ((lane / 4) ^ (n % 8)) * 16) =
+                pack((float)(signed char)now[n] * s, (float)(signed char)(now[n] >> 8) * s);
+            now[n] = next[n];
+          }
+          scale = scale_next;
+          if (block == RB - 1) {
+            to_tensor_cores();
+            __syncwarp();
+            if (lane == 0) arrive(base + FULL + stage * 8);
+            tile++;
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+          }
+        }
+      });
+    }
+  }
+  __syncwarp();
+  cluster_sync();
+}
+
+// A row's pieces become its output, one head and 512 columns a block.
+extern "C" __global__ void __launch_bounds__(256)
+slim_combine(const float* __restrict__ part, const float* __restrict__ norm, const int2* __restrict__ spans,
+             float* __restrict__ out) {
+  const int head = blockIdx.y, at = (blockIdx.x * 256 + threadIdx.x) * 2;
+  const int2 span = spans[blockIdx.z];
+  const int first = span.x / 2, pieces = span.y - first + 1;
+  if (at >= DR || (span.x >= 0 && pieces == 1)) return;  // a whole row is there already
+  float2* const to = (float2*)(out + ((long long)blockIdx.z * HEADS + head) * DR + at);
+  if (span.x < 0) {
+    *to = make_float2(0.f, 0.f);
+    return;
+  }
+  auto place = [&](int i) { return (long long)(i ? 2 * (first + i) : span.x) * HEADS + head; };
+  float top = NEG_INF;
+  for (int i = 0; i < pieces; i++) top = fmaxf(top, norm[place(i) * 2]);
+  float x = 0, y = 0, sum = 0;
+#pragma unroll 4
+  for (int i = 0; i < pieces; i++) {
+    const float2 given = *(const float2*)(norm + place(i) * 2);  // largest score, sum of weights
+    const float2 v = *(const float2*)(part + place(i) * DR + at);
+    const float w = given.x == top ? 1.f : exp2_fast(given.x - top);
+    sum += w * given.y;
+    x += w * v.x;
+    y += w * v.y;
+  }
+  const float scale = 1.f / sum;
+  *to = make_float2(x * scale, y * scale);
+}
+"""
