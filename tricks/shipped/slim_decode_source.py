@@ -101,7 +101,7 @@ constexpr int UNITS = DK / 16;                          // of a head: 8 channels
 constexpr int CHUNKS = (HPC + 7) / 8, WPC = 4 / CHUNKS; // of 8 heads; warps that score a chunk
 constexpr int UPW = (UNITS + WPC - 1) / WPC;
 constexpr int HROW = 20;                                // a head's 16 scores; no bank conflicts
-constexpr int OWN = (HPC + 3) / 4;                      // heads per half warp in the softmax
+constexpr int OWN = CHUNKS;                             // heads per quarter warp in the softmax
 constexpr int GCD = DK % 64 == 0 ? 64 : DK % 32 == 0 ? 32 : 16, PERIOD = 64 / GCD;
 
 constexpr int BLOCK = T * 128, STAGE = BLOCKS * BLOCK, SLOT = HPAD * (2 * T + 8);
@@ -237,8 +237,9 @@ __device__ __forceinline__ void walk(const Job& job, const int* share, Each each
 __device__ __forceinline__ void find_share(const Job& job, int* share) {
   const int lane = threadIdx.x, cluster = blockIdx.y;
   const long long clusters = gridDim.y;
-  int total = 0;
-  for (int b = lane; b < job.batch; b += 32) total += row_of(job, b).tiles;
+  const int early = lane < job.batch ? row_of(job, lane).tiles : 0;
+  int total = early;
+  for (int b = lane + 32; b < job.batch; b += 32) total += row_of(job, b).tiles;
 #pragma unroll
   for (int m = 16; m; m /= 2) total += __shfl_xor_sync(~0u, total, m);
   const int begin = total * (long long)cluster / clusters;
@@ -247,7 +248,7 @@ __device__ __forceinline__ void find_share(const Job& job, int* share) {
   __syncwarp();
   int before = 0;
   for (int b0 = 0; b0 < job.batch; b0 += 32) {
-    const int b = b0 + lane, tiles = b < job.batch ? row_of(job, b).tiles : 0;
+    const int b = b0 + lane, tiles = b0 == 0 ? early : b < job.batch ? row_of(job, b).tiles : 0;
     int upto = tiles;
 #pragma unroll
     for (int m = 1; m < 32; m *= 2) {
@@ -398,7 +399,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           if (i % RESEED == 0) {
             const u16* from = job.q + ((long long)piece.row * HEADS + rank * HPC + (own ? mine : 0)) * DK + f;
             const u32 x = *(const u32*)from, y = *(const u32*)(from + DK / 2);
-            const float scale = own ? job.scale : 0.f;
+            const float scale = own && part + u * WPC < UNITS ? job.scale : 0.f;  // a unit too many counts 0
             qx[u][0] = low(x) * scale, qx[u][1] = high(x) * scale;
             qy[u][0] = low(y) * scale, qy[u][1] = high(y) * scale;
           }
@@ -431,7 +432,6 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           float dot[4] = {};
 #pragma unroll
           for (int u = 0; u < UPW; u++) {
-            if (UNITS % WPC && part + u * WPC >= UNITS) break;
             u32 k[4];
             load4(k, keys[u][h % PERIOD] + stage * STAGE + h / PERIOD * (PERIOD * DK / 64) * BLOCK);
 #if ROPE
@@ -465,71 +465,94 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
     if (warp < 14) {
-      // Softmax: half warps with a lane per token; `top` is the same in all lanes of a half.
-      const int half = 2 * (warp - 12) + lane / 16, t = lane % 16;
-      const u32 slots = base + AT_P + rank * HPC * 16, bars = base + SENT;
-      // A head's weights go in four pieces to four blocks at a time.
-      u32 there[(CL + 3) / 4], told[(CL + 3) / 4];
+      // Softmax: quarter warps with a lane per two tokens; `top` is the same in all lanes of a quarter.
+      const int quarter = 4 * (warp - 12) + lane / 8, t = lane % 8;
+      // A head's weights go in four pieces to two blocks at a time.
+      constexpr int TURNS = (CL + 1) / 2;
+      u32 there[TURNS], told[TURNS];
 #pragma unroll
-      for (int m = 0; m < (CL + 3) / 4; m++) {
-        there[m] = remote(slots, min(m * 4 + t / 4, CL - 1)) + t % 4 / 2 * HPAD * 16 + t % 2 * 8;
-        told[m] = remote(bars, min(m * 4 + t / 4, CL - 1));
+      for (int m = 0; m < TURNS; m++) {
+        const int to = min(m * 2 + t / 4, CL - 1);
+        there[m] = remote(base + AT_P + rank * HPC * 16, to) + t % 4 / 2 * HPAD * 16 + t % 2 * 8;
+        told[m] = remote(base + SENT, to);
       }
-      const u32 there2 = remote(base + AT_P + HPAD * 2 * T + rank * HPC * 8, min(t, CL - 1));
-      const u32 told2 = remote(bars, min(t, CL - 1));
+      const u32 factors = remote(base + AT_P + HPAD * 2 * T + rank * HPC * 8, min(t, CL - 1));
+      const u32 told_factors = remote(base + SENT, min(t, CL - 1));
       int stage = 0, parity = 0, slot = 0, freed = 1;
       walk(job, share, [&](const Piece& piece) {
         float top[OWN], sum[OWN] = {};
 #pragma unroll
         for (int n = 0; n < OWN; n++) top[n] = NEG_INF;
         for (int i = 0; i < piece.tiles; i++) {
-          const int token = piece.slot + i * T + t;
-          const bool inside = token >= piece.first && token < piece.length;
+          const int token = piece.slot + i * T + 2 * t;
+          const bool in0 = token >= piece.first && token < piece.length;
+          const bool in1 = token + 1 >= piece.first && token + 1 < piece.length;
           wait(base + SCORED + stage * 8, parity);
+          float x[OWN], y[OWN];  // scores of the two tokens
+#pragma unroll
+          for (int n = 0; n < OWN; n++) {
+            const float* scores = (const float*)(memory + AT_S) +
+                                  (stage * WPC * HPC + min(quarter + 8 * n, HPC - 1)) * HROW + 2 * t;
+            x[n] = y[n] = 0;
+#pragma unroll
+            for (int w = 0; w < WPC; w++) {
+              const float2 part = *(const float2*)(scores + w * HPC * HROW);
+              x[n] += part.x, y[n] += part.y;
+            }
+          }
+          if (job.cap != 0)
+#pragma unroll
+            for (int n = 0; n < OWN; n++)
+              x[n] = job.cap * tanhf(x[n] / job.cap), y[n] = job.cap * tanhf(y[n] / job.cap);
+          if (job.slopes)
+#pragma unroll
+            for (int n = 0; n < OWN; n++) {
+              const float slope = job.slopes[rank * HPC + min(quarter + 8 * n, HPC - 1)];
+              x[n] -= slope * (piece.length - 1 - token), y[n] -= slope * (piece.length - 2 - token);
+            }
           u32 words[OWN][2];
           float factor[OWN], total[OWN];
 #pragma unroll
           for (int n = 0; n < OWN; n++) {
-            const int head = min(half + 4 * n, HPC - 1);
-            const float* scores = (const float*)(memory + AT_S) + (stage * WPC * HPC + head) * HROW + t;
-            float x = 0;
-#pragma unroll
-            for (int w = 0; w < WPC; w++) x += scores[w * HPC * HROW];
-            if (job.cap != 0) x = job.cap * tanhf(x / job.cap);
-            if (job.slopes) x -= job.slopes[rank * HPC + head] * (piece.length - 1 - token);
-            x = inside ? x : NEG_INF;
-            float most = x;
-#pragma unroll
-            for (int m = 8; m; m /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, m));
+            x[n] = in0 ? x[n] : NEG_INF, y[n] = in1 ? y[n] : NEG_INF;
             // The scale follows only where a weight would pass 2^8: nearly never after the first tile.
-            const float before = top[n];
-            if (most > before + 8) top[n] = most;
-            factor[n] = top[n] == before ? 1.f : exp2_fast(before - top[n]);
-            const float p = inside ? exp2_fast(x - (top[n] == NEG_INF ? 0.f : top[n])) : 0.f;
-            const float q = __shfl_xor_sync(~0u, p, 1);
-            const u32 word = lane & 1 ? pack(q, p) : pack(p, q);
-            sum[n] = sum[n] * factor[n] + low(lane & 1 ? word >> 16 : word);
+            float most = fmaxf(x[n], y[n]);
+            const u32 passed = __ballot_sync(~0u, most > top[n] + 8);
+            factor[n] = 1.f;
+            if (passed) {
 #pragma unroll
-            for (int m = 0; m < 2; m++) words[n][m] = __shfl_sync(~0u, word, (lane & 16) + t % 4 * 4 + m * 2);
+              for (int m = 4; m; m /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, m));
+              if (passed >> (lane & 24) & 0xff) {
+                factor[n] = exp2_fast(top[n] - most);
+                top[n] = most;
+              }
+            }
+            const float scale = top[n] == NEG_INF ? 0.f : top[n];
+            const u32 word = pack(in0 ? exp2_fast(x[n] - scale) : 0.f, in1 ? exp2_fast(y[n] - scale) : 0.f);
+            sum[n] = sum[n] * factor[n] + (low(word) + high(word));
+#pragma unroll
+            for (int m = 0; m < 2; m++) words[n][m] = __shfl_sync(~0u, word, (lane & 24) + t % 4 * 2 + m);
             total[n] = sum[n];
-            if (i + 1 == piece.tiles)
-#pragma unroll
-              for (int m = 8; m; m /= 2) total[n] += __shfl_xor_sync(~0u, total[n], m);
           }
+          if (i + 1 == piece.tiles)
+#pragma unroll
+            for (int n = 0; n < OWN; n++)
+#pragma unroll
+              for (int m = 4; m; m /= 2) total[n] += __shfl_xor_sync(~0u, total[n], m);
           wait(base + FREE + slot * 8, freed);
-          if (warp == 12 && lane == 0) expect(bars + slot * 8, HEADS * (2 * T + 8));
+          if (warp == 12 && lane == 0) expect(base + SENT + slot * 8, HEADS * (2 * T + 8));
 #pragma unroll
           for (int n = 0; n < OWN; n++) {
-            const int head = half + 4 * n;
+            const int head = quarter + 8 * n;
             if (head >= HPC) continue;
             const u32 at = slot * SLOT;
 #pragma unroll
-            for (int m = 0; m < (CL + 3) / 4; m++)
-              if (m * 4 + t / 4 < CL)
+            for (int m = 0; m < TURNS; m++)
+              if (m * 2 + t / 4 < CL)
                 send2(there[m] + at + head * 16, words[n][0], words[n][1], told[m] + slot * 8);
             if (t < CL)
-              send2(there2 + at + head * 8, __float_as_uint(factor[n]), __float_as_uint(total[n]),
-                    told2 + slot * 8);
+              send2(factors + at + head * 8, __float_as_uint(factor[n]), __float_as_uint(total[n]),
+                    told_factors + slot * 8);
             if (i + 1 == piece.tiles && piece.place >= 0 && t == 0)
               *(float2*)(job.norm + ((long long)piece.place * HEADS + rank * HPC + head) * 2) =
                   make_float2(top[n], total[n]);
@@ -570,45 +593,51 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       }
     } else if (RB && cache.codes) {
       // Two numbers of 64 per lane and token; what comes next is asked for before what came is written.
+      constexpr int PER = RB ? RB : 1;
       int stage = 0, parity = 1, tile = 0;
       walk(job, share, [&](const Piece& piece) {
-        u32 now[T], next[T], scale, scale_next;
+        const int items = piece.tiles * PER, step = cache.codes_slot;
         auto ask = [&](int item, u32* pairs, u32& scale) {
-          const int i = item / (RB ? RB : 1), column = item % (RB ? RB : 1) * 64 + lane * 2;
-          const int slot = piece.slot + i * T;
-          const bool some = i < piece.tiles && column < RC && rank * RC + column < R;
-          auto row = [&](int n) {
-            const int token = min(slot + n, piece.length - 1);
-            if (!cache.table) return cache.codes + piece.row * cache.codes_batch + token * cache.codes_slot;
-            const int page = cache.table[(long long)piece.row * cache.pages + token / cache.page_size];
-            return cache.codes + page * cache.codes_batch + token % cache.page_size * cache.codes_slot;
-          };
+          if (item >= items) return;
+          const int slot = piece.slot + item / PER * T, column = item % PER * 64 + lane * 2;
+          const int last = piece.length - 1 - slot;
+          const bool some = column < RC && rank * RC + column < R;
+          int batch = piece.row, begin = slot;
+          if (cache.table) {
+            batch = cache.table[(long long)batch * cache.pages + slot / cache.page_size];
+            begin %= cache.page_size;
+          }
+          const unsigned char* from = cache.codes + batch * cache.codes_batch + begin * cache.codes_slot;
+          scale = __ldg((const u16*)(from + min(lane % T, last) * step + R));
+          from += rank * RC + column;
 #pragma unroll
-          for (int n = 0; n < T; n++)
-            pairs[n] = some ? __ldg((const u16*)(row(n) + rank * RC + column)) : 0;
-          scale = i < piece.tiles ? (u32)__ldg((const u16*)(row(lane % T) + R)) << 16 : 0;
+          for (int n = 0; n < T; n++) pairs[n] = some ? __ldg((const u16*)(from + min(n, last) * step)) : 0;
         };
-        ask(0, now, scale);
-        for (int item = 0; item < piece.tiles * RB; item++) {
-          ask(item + 1, next, scale_next);
-          const int block = item % (RB ? RB : 1);
+        auto put = [&](int item, const u32* pairs, u32 scale) {
+          if (item >= items) return;
+          const int block = item % PER;
           if (block == 0 && tile >= STAGES) wait(base + DONE + stage * 8, parity);
           unsigned char* const to = memory + stage * STAGE + (KB + block) * BLOCK + lane % 4 * 4;
 #pragma unroll
           for (int n = 0; n < T; n++) {
-            const float s = __uint_as_float(__shfl_sync(~0u, scale, n));
+            const float s = __uint_as_float(__shfl_sync(~0u, scale, n) << 16);
             *(u32*)(to + n * 128 + ((lane / 4) ^ (n % 8)) * 16) =
-                pack((float)(signed char)now[n] * s, (float)(signed char)(now[n] >> 8) * s);
-            now[n] = next[n];
+                pack((float)(signed char)pairs[n] * s, (float)(signed char)(pairs[n] >> 8) * s);
           }
-          scale = scale_next;
-          if (block == RB - 1) {
-            to_tensor_cores();
-            __syncwarp();
-            if (lane == 0) arrive(base + FULL + stage * 8);
-            tile++;
-            if (++stage == STAGES) stage = 0, parity ^= 1;
-          }
+          if (block + 1 < PER) return;
+          to_tensor_cores();
+          __syncwarp();
+          if (lane == 0) arrive(base + FULL + stage * 8);
+          tile++;
+          if (++stage == STAGES) stage = 0, parity ^= 1;
+        };
+        u32 even[T], odd[T], even_scale, odd_scale;
+        ask(0, even, even_scale);
+        for (int item = 0; item < items; item += 2) {
+          ask(item + 1, odd, odd_scale);
+          put(item, even, even_scale);
+          ask(item + 2, even, even_scale);
+          put(item + 1, odd, odd_scale);
         }
       });
     }
@@ -619,31 +648,47 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
 
 // A row's pieces become its output, one head and 512 columns a block.
 extern "C" __global__ void __launch_bounds__(256)
-slim_combine(const float* __restrict__ part, const float* __restrict__ norm, const int2* __restrict__ spans,
+slim_combine(const float* __restrict__ part, const float2* __restrict__ norm, const int2* __restrict__ spans,
              float* __restrict__ out) {
-  const int head = blockIdx.y, at = (blockIdx.x * 256 + threadIdx.x) * 2;
+  constexpr int MOST = 256, AT_ONCE = 16;
+  __shared__ float weight[MOST], whole;
+  const int head = blockIdx.y, at = min((blockIdx.x * 256 + threadIdx.x) * 2, DR - 2);
   const int2 span = spans[blockIdx.z];
-  const int first = span.x / 2, pieces = span.y - first + 1;
-  if (at >= DR || (span.x >= 0 && pieces == 1)) return;  // a whole row is there already
+  const int first = span.x / 2, pieces = min(span.y - first + 1, MOST);
+  if (span.x >= 0 && pieces == 1) return;  // a whole row is there already
   float2* const to = (float2*)(out + ((long long)blockIdx.z * HEADS + head) * DR + at);
   if (span.x < 0) {
     *to = make_float2(0.f, 0.f);
     return;
   }
   auto place = [&](int i) { return (long long)(i ? 2 * (first + i) : span.x) * HEADS + head; };
-  float top = NEG_INF;
-  for (int i = 0; i < pieces; i++) top = fmaxf(top, norm[place(i) * 2]);
-  float x = 0, y = 0, sum = 0;
-#pragma unroll 4
-  for (int i = 0; i < pieces; i++) {
-    const float2 given = *(const float2*)(norm + place(i) * 2);  // largest score, sum of weights
-    const float2 v = *(const float2*)(part + place(i) * DR + at);
-    const float w = given.x == top ? 1.f : exp2_fast(given.x - top);
-    sum += w * given.y;
-    x += w * v.x;
-    y += w * v.y;
+  float x = 0, y = 0;
+  for (int i = 0; i < pieces; i += AT_ONCE) {
+    float2 v[AT_ONCE];
+#pragma unroll
+    for (int n = 0; n < AT_ONCE; n++)
+      if (i + n < pieces) v[n] = *(const float2*)(part + place(i + n) * DR + at);
+    if (i == 0) {  // a warp weighs the pieces while their sums come
+      if (threadIdx.x < 32) {
+        float top = NEG_INF, sum = 0;
+        for (int n = threadIdx.x; n < pieces; n += 32) top = fmaxf(top, norm[place(n)].x);
+#pragma unroll
+        for (int m = 16; m; m /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, m));
+        for (int n = threadIdx.x; n < pieces; n += 32) {
+          const float2 given = norm[place(n)];  // largest score, sum of weights
+          weight[n] = given.x == top ? 1.f : exp2_fast(given.x - top);
+          sum += weight[n] * given.y;
+        }
+#pragma unroll
+        for (int m = 16; m; m /= 2) sum += __shfl_xor_sync(~0u, sum, m);
+        if (threadIdx.x == 0) whole = sum;
+      }
+      __syncthreads();
+    }
+#pragma unroll
+    for (int n = 0; n < AT_ONCE; n++)
+      if (i + n < pieces) x += weight[i + n] * v[n].x, y += weight[i + n] * v[n].y;
   }
-  const float scale = 1.f / sum;
-  *to = make_float2(x * scale, y * scale);
+  *to = make_float2(x / whole, y / whole);
 }
 """
