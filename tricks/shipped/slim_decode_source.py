@@ -13,7 +13,7 @@ Roles of a block's warps, each a loop over the same tiles, STAGES of which are i
 
     copy     1     tiles come by the tensor memory accelerator, in swizzled blocks of 64 columns
     open     1     residuals that are cached in 8 bits become numbers
-    score    4     keys times query on tensor cores (mma.sync); the keys pass through registers to be turned
+    score    4, 8  keys times query on tensor cores (mma.sync); the keys pass through registers to be turned
     softmax  2     weights, sent to every block of the cluster
     sum      8     columns [64, tokens] times weights [tokens, heads] on tensor cores (wgmma), both from
                    shared memory: the sums stand in registers, transposed
@@ -91,15 +91,17 @@ __device__ __forceinline__ float exp2_fast(float x) {
 """
 
 DECODE = r"""
-constexpr int T = 16, THREADS = 512, RING = 4, RESEED = 32;
+constexpr int T = 16, RING = 4, RESEED = 32;
+constexpr int SCORE = 8, SOFTMAX = SCORE + SCORERS, COPY = SOFTMAX + 2, OPEN = COPY + 1;  // first warps
+constexpr int THREADS = 32 * (OPEN + 1);
 constexpr int HPC = HEADS / CL;                         // heads whose scores this block computes
 constexpr int HPAD = (HEADS + 7) / 8 * 8;
 constexpr int KC = HPC * DK;                            // columns of this block: keys, then RC of C
 constexpr int KB = (KC + 63) / 64, RB = (RC + 63) / 64, BLOCKS = KB + RB;  // of 64 columns
 constexpr int MINE = (BLOCKS + 1) / 2;                  // of a warpgroup
 constexpr int UNITS = DK / 16;                          // of a head: 8 channels and their partners
-constexpr int CHUNKS = (HPC + 7) / 8, WPC = 4 / CHUNKS; // of 8 heads; warps that score a chunk
-constexpr int UPW = (UNITS + WPC - 1) / WPC;
+constexpr int CHUNKS = (HPC + 7) / 8, WPC = 4 / CHUNKS; // of 8 heads; warps that share a head's units
+constexpr int UPW = (UNITS + WPC - 1) / WPC, HPW = 32 / SCORERS;  // of a warp: units, heads
 constexpr int HROW = 20;                                // a head's 16 scores; no bank conflicts
 constexpr int OWN = CHUNKS;                             // heads per quarter warp in the softmax
 constexpr int GCD = DK % 64 == 0 ? 64 : DK % 32 == 0 ? 32 : 16, PERIOD = 64 / GCD;
@@ -279,7 +281,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
     for (int i = 0; i < STAGES; i++) {
       barrier_init(base + FULL + 8 * i, cache.codes ? 2 : 1);
       barrier_init(base + DONE + 8 * i, 8);
-      barrier_init(base + SCORED + 8 * i, 4);
+      barrier_init(base + SCORED + 8 * i, SCORERS);
     }
     for (int i = 0; i < RING; i++) {
       barrier_init(base + SENT + 8 * i, 1);
@@ -293,8 +295,8 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   __syncthreads();
   cluster_sync();
 
-  if (warp < 8) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+  if (warp < SCORE) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(SUM_REGISTERS));
     // Sums of this warpgroup's blocks of 64 columns. Where they are odd, both sum the one in the middle.
     const int n0 = warp < 4 ? 0 : BLOCKS - MINE;
     float acc[MINE][HPAD / 2];
@@ -357,10 +359,12 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           }
         }
     });
-  } else if (warp < 12) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
-    // Scores: this warp's units of a chunk of heads. A lane's share of the query is that of head lane / 4.
-    const int chunk = (warp - 8) / WPC, part = (warp - 8) % WPC, mine = chunk * 8 + lane / 4;
+  } else if (warp < SOFTMAX) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(SCORE_REGISTERS));
+    // Scores: this warp's units of some heads of a chunk. A lane's share of the query is that of head lane / 4.
+    const int chunk = CHUNKS == 1 ? 0 : (warp - SCORE) % 4 / WPC, part = (warp - SCORE) % WPC;
+    const int early = SCORERS == 4 ? 0 : (warp - SCORE) / 4 * HPW;  // the first of its heads in the chunk
+    const int mine = chunk * 8 + lane / 4;
     const bool own = mine < HPC;
     float qx[UPW][2], qy[UPW][2];
 #if ROPE
@@ -384,7 +388,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
 #endif
 #pragma unroll
       for (int p = 0; p < PERIOD; p++) {
-        const int column = (chunk * 8 + p) * DK + unit * 8 + lane / 16 * (DK / 2), row = lane % 16;
+        const int column = (chunk * 8 + early + p) * DK + unit * 8 + lane / 16 * (DK / 2), row = lane % 16;
         keys[u][p] = base + column / 64 * BLOCK + row * 128 + ((column / 8 % 8) ^ (row % 8)) * 16;
       }
     }
@@ -427,8 +431,8 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         wait(base + FULL + stage * 8, parity);
         float out[4] = {};
 #pragma unroll
-        for (int h = 0; h < (HPC < 8 ? HPC : 8); h++) {
-          if (HPC % 8 && chunk * 8 + h >= HPC) break;
+        for (int h = 0; h < (HPC < HPW ? HPC : HPW); h++) {
+          if (HPC % HPW && chunk * 8 + early + h >= HPC) break;
           float dot[4] = {};
 #pragma unroll
           for (int u = 0; u < UPW; u++) {
@@ -441,16 +445,17 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
             mma(dot, k, q[u][0], q[u][1]);
           }
           // Of the eight columns of an mma, the one of this head.
-          if (lane % 4 == h / 2) out[h % 2] = dot[h % 2], out[h % 2 + 2] = dot[h % 2 + 2];
+          if (lane % 4 == (early + h) / 2) out[h % 2] = dot[h % 2], out[h % 2 + 2] = dot[h % 2 + 2];
         }
         float* const scores = (float*)(memory + AT_S) + (stage * WPC + part) * HPC * HROW;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int head = chunk * 8 + lane % 4 * 2 + e % 2;
-          if (HPC % 8 == 0 || head < HPC) scores[head * HROW + lane / 4 + e / 2 * 8] = out[e];
+          if ((HPW == 8 || lane % 4 / (HPW / 2) * HPW == early) && (HPC % 8 == 0 || head < HPC))
+            scores[head * HROW + lane / 4 + e / 2 * 8] = out[e];
         }
         if (slot < piece.first || slot + T > piece.length) {  // what is not of the row counts as 0
-          for (int n = threadIdx.x - 256; n < STAGE / 16; n += 128) {
+          for (int n = threadIdx.x - 32 * SCORE; n < STAGE / 16; n += 32 * SCORERS) {
             const int token = slot + n / 8 % T;
             if (token < piece.first || token >= piece.length)
               *(uint4*)(memory + stage * STAGE + n * 16) = make_uint4(0, 0, 0, 0);
@@ -463,10 +468,10 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       }
     });
   } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
-    if (warp < 14) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REST_REGISTERS));
+    if (warp < COPY) {
       // Softmax: quarter warps with a lane per two tokens; `top` is the same in all lanes of a quarter.
-      const int quarter = 4 * (warp - 12) + lane / 8, t = lane % 8;
+      const int quarter = 4 * (warp - SOFTMAX) + lane / 8, t = lane % 8;
       // A head's weights go in four pieces to two blocks at a time.
       constexpr int TURNS = (CL + 1) / 2;
       u32 there[TURNS], told[TURNS];
@@ -540,7 +545,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
 #pragma unroll
               for (int m = 4; m; m /= 2) total[n] += __shfl_xor_sync(~0u, total[n], m);
           wait(base + FREE + slot * 8, freed);
-          if (warp == 12 && lane == 0) expect(base + SENT + slot * 8, HEADS * (2 * T + 8));
+          if (warp == SOFTMAX && lane == 0) expect(base + SENT + slot * 8, HEADS * (2 * T + 8));
 #pragma unroll
           for (int n = 0; n < OWN; n++) {
             const int head = quarter + 8 * n;
@@ -561,7 +566,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           if (++slot == RING) slot = 0, freed ^= 1;
         }
       });
-    } else if (warp == 14) {
+    } else if (warp == COPY) {
       int stage = 0, parity = 1, tile = 0;
       auto done = [&](int tile) {  // the tile before in this stage; its weights' slot is free here
         wait(base + DONE + stage * 8, parity);
@@ -593,21 +598,28 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       }
     } else if (RB && cache.codes) {
       // Two numbers of 64 per lane and token; what comes next is asked for before what came is written.
-      constexpr int PER = RB ? RB : 1;
+      constexpr int PER = RB ? RB : 1, FAR = 16;
       int stage = 0, parity = 1, tile = 0;
       walk(job, share, [&](const Piece& piece) {
         const int items = piece.tiles * PER, step = cache.codes_slot;
-        auto ask = [&](int item, u32* pairs, u32& scale) {
-          if (item >= items) return;
-          const int slot = piece.slot + item / PER * T, column = item % PER * 64 + lane * 2;
-          const int last = piece.length - 1 - slot;
-          const bool some = column < RC && rank * RC + column < R;
-          int batch = piece.row, begin = slot;
+        auto tile_at = [&](int i) {
+          int batch = piece.row, slot = piece.slot + i * T;
           if (cache.table) {
             batch = cache.table[(long long)batch * cache.pages + slot / cache.page_size];
-            begin %= cache.page_size;
+            slot %= cache.page_size;
           }
-          const unsigned char* from = cache.codes + batch * cache.codes_batch + begin * cache.codes_slot;
+          return cache.codes + batch * cache.codes_batch + slot * cache.codes_slot;
+        };
+        auto fetch = [&](int i) {  // into the second cache, each block of the cluster some lines of it
+          const int at = (lane * CL + rank) * 128;
+          if (i < piece.tiles && at < min(T, piece.length - piece.slot - i * T) * step)
+            asm volatile("prefetch.global.L2 [%0];" :: "l"(tile_at(i) + at));
+        };
+        auto ask = [&](int item, u32* pairs, u32& scale) {
+          if (item >= items) return;
+          const int column = item % PER * 64 + lane * 2, last = piece.length - 1 - piece.slot - item / PER * T;
+          const bool some = column < RC && rank * RC + column < R;
+          const unsigned char* from = tile_at(item / PER);
           scale = __ldg((const u16*)(from + min(lane % T, last) * step + R));
           from += rank * RC + column;
 #pragma unroll
@@ -616,6 +628,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         auto put = [&](int item, const u32* pairs, u32 scale) {
           if (item >= items) return;
           const int block = item % PER;
+          if (block == 0) fetch(item / PER + FAR);
           if (block == 0 && tile >= STAGES) wait(base + DONE + stage * 8, parity);
           unsigned char* const to = memory + stage * STAGE + (KB + block) * BLOCK + lane % 4 * 4;
 #pragma unroll
@@ -631,6 +644,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           tile++;
           if (++stage == STAGES) stage = 0, parity ^= 1;
         };
+        for (int i = 0; i < FAR; i++) fetch(i);
         u32 even[T], odd[T], even_scale, odd_scale;
         ask(0, even, even_scale);
         for (int item = 0; item < items; item += 2) {
@@ -646,28 +660,28 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   cluster_sync();
 }
 
-// A row's pieces become its output, one head and 512 columns a block.
+// A row's pieces become its output, one head and 1024 columns a block.
 extern "C" __global__ void __launch_bounds__(256)
 slim_combine(const float* __restrict__ part, const float2* __restrict__ norm, const int2* __restrict__ spans,
              float* __restrict__ out) {
-  constexpr int MOST = 256, AT_ONCE = 16;
+  constexpr int MOST = 256, AT_ONCE = 8;
   __shared__ float weight[MOST], whole;
-  const int head = blockIdx.y, at = min((blockIdx.x * 256 + threadIdx.x) * 2, DR - 2);
+  const int head = blockIdx.y, at = min((blockIdx.x * 256 + threadIdx.x) * 4, DR - 4);
   const int2 span = spans[blockIdx.z];
   const int first = span.x / 2, pieces = min(span.y - first + 1, MOST);
   if (span.x >= 0 && pieces == 1) return;  // a whole row is there already
-  float2* const to = (float2*)(out + ((long long)blockIdx.z * HEADS + head) * DR + at);
+  float4* const to = (float4*)(out + ((long long)blockIdx.z * HEADS + head) * DR + at);
   if (span.x < 0) {
-    *to = make_float2(0.f, 0.f);
+    *to = make_float4(0.f, 0.f, 0.f, 0.f);
     return;
   }
   auto place = [&](int i) { return (long long)(i ? 2 * (first + i) : span.x) * HEADS + head; };
-  float x = 0, y = 0;
+  float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
   for (int i = 0; i < pieces; i += AT_ONCE) {
-    float2 v[AT_ONCE];
+    float4 v[AT_ONCE];
 #pragma unroll
     for (int n = 0; n < AT_ONCE; n++)
-      if (i + n < pieces) v[n] = *(const float2*)(part + place(i + n) * DR + at);
+      if (i + n < pieces) v[n] = *(const float4*)(part + place(i + n) * DR + at);
     if (i == 0) {  // a warp weighs the pieces while their sums come
       if (threadIdx.x < 32) {
         float top = NEG_INF, sum = 0;
@@ -687,8 +701,11 @@ slim_combine(const float* __restrict__ part, const float2* __restrict__ norm, co
     }
 #pragma unroll
     for (int n = 0; n < AT_ONCE; n++)
-      if (i + n < pieces) x += weight[i + n] * v[n].x, y += weight[i + n] * v[n].y;
+      if (i + n < pieces) {
+        const float w = weight[i + n];
+        x.x += w * v[n].x, x.y += w * v[n].y, x.z += w * v[n].z, x.w += w * v[n].w;
+      }
   }
-  *to = make_float2(x / whole, y / whole);
+  *to = make_float4(x.x / whole, x.y / whole, x.z / whole, x.w / whole);
 }
 """

@@ -30,7 +30,6 @@ from .slim_source import SOURCE
 
 _log = logging.getLogger(__name__)
 _TILE = 16
-_THREADS = 512
 _RING = 4
 _SHARED = 227 * 1024
 _FEW = 256  # tokens up to which a residual is made by its own kernel
@@ -60,6 +59,8 @@ class Layout:
     share: int  # residual columns per block
     stages: int
     shared: int
+    scorers: int  # warps
+    registers: tuple[int, int, int]  # per thread of the warps that sum, that score, and of the others
 
 
 class _Job(ctypes.Structure):
@@ -189,7 +190,7 @@ def decode(
     )
     kernels.step.launch((kernels.step.cluster, clusters, 1), job, cache)
     if part is not None and norm is not None:
-        kernels.combine.launch((-(-width // 512), shape.heads, batch), part, norm, spans, out)
+        kernels.combine.launch((-(-width // 1024), shape.heads, batch), part, norm, spans, out)
     return out
 
 
@@ -403,7 +404,9 @@ def layout(shape: Shape) -> Layout:
         small = _RING * (rows * 40 + 2 * 8) + 16
         stages = min(12, (_SHARED - small) // stage)
         if sums <= _SUMS and stages >= 4:
-            return Layout(cluster, share, stages, small + stages * stage)
+            many = heads > 4 and sums <= _SUMS - 32  # the registers of a multiprocessor are all given out
+            scorers, registers = (8, (144, 64, 64)) if many else (4, (176, 96, 64))
+            return Layout(cluster, share, stages, small + stages * stage, scorers, registers)
     raise NoKernel(f"the sums of {shape.heads} heads over {shape.heads * shape.size} columns fit no cluster")
 
 
@@ -425,7 +428,7 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
             built = build(
                 source(shape, placed),
                 {
-                    "slim_decode": (_THREADS, placed.shared, placed.cluster),
+                    "slim_decode": (32 * (12 + placed.scorers), placed.shared, placed.cluster),
                     "slim_combine": (256, 0, 1),
                     "slim_mix": (256, 0, 1),
                     "slim_rest": (256, 0, 1),
@@ -457,6 +460,8 @@ def source(shape: Shape, placed: Layout) -> str:
         "RC": placed.share,
         "CL": placed.cluster,
         "STAGES": placed.stages,
+        "SCORERS": placed.scorers,
+        **dict(zip(("SUM_REGISTERS", "SCORE_REGISTERS", "REST_REGISTERS"), placed.registers, strict=True)),
     }
     lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define BF16 {int(shape.dtype == torch.bfloat16)}", f"#define ROPE {int(shape.rotary)}"]
