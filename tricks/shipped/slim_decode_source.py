@@ -13,7 +13,7 @@ Roles of a block's warps, each a loop over the same tiles, STAGES of which are i
 
     copy     1     tiles come by the tensor memory accelerator, in swizzled blocks of 64 columns
     open     1     residuals that are cached in 8 bits become numbers
-    score    4, 8  keys times query on tensor cores (mma.sync); the keys pass through registers to be turned
+    score    4     keys times query on tensor cores (mma.sync); the keys pass through registers to be turned
     softmax  2     weights, sent to every block of the cluster
     sum      8     columns [64, tokens] times weights [tokens, heads] on tensor cores (wgmma), both from
                    shared memory: the sums stand in registers, transposed
@@ -92,8 +92,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
 
 DECODE = r"""
 constexpr int T = 16, RING = 4, RESEED = 32;
-constexpr int SCORE = 8, SOFTMAX = SCORE + SCORERS, COPY = SOFTMAX + 2, OPEN = COPY + 1;  // first warps
-constexpr int THREADS = 32 * (OPEN + 1);
+constexpr int SCORE = 8, SOFTMAX = 12, COPY = 14, THREADS = 512;  // the first warp of each role
 constexpr int HPC = HEADS / CL;                         // heads whose scores this block computes
 constexpr int HPAD = (HEADS + 7) / 8 * 8;
 constexpr int KC = HPC * DK;                            // columns of this block: keys, then RC of C
@@ -101,10 +100,11 @@ constexpr int KB = (KC + 63) / 64, RB = (RC + 63) / 64, BLOCKS = KB + RB;  // of
 constexpr int MINE = (BLOCKS + 1) / 2;                  // of a warpgroup
 constexpr int UNITS = DK / 16;                          // of a head: 8 channels and their partners
 constexpr int CHUNKS = (HPC + 7) / 8, WPC = 4 / CHUNKS; // of 8 heads; warps that share a head's units
-constexpr int UPW = (UNITS + WPC - 1) / WPC, HPW = 32 / SCORERS;  // of a warp: units, heads
+constexpr int UPW = (UNITS + WPC - 1) / WPC;
 constexpr int HROW = 20;                                // a head's 16 scores; no bank conflicts
 constexpr int OWN = CHUNKS;                             // heads per quarter warp in the softmax
 constexpr int GCD = DK % 64 == 0 ? 64 : DK % 32 == 0 ? 32 : 16, PERIOD = 64 / GCD;
+constexpr bool HALVED = UNITS % WPC * 2 == WPC && HPC == 8;  // two warps share a unit
 
 constexpr int BLOCK = T * 128, STAGE = BLOCKS * BLOCK, SLOT = HPAD * (2 * T + 8);
 constexpr int AT_P = STAGES * STAGE;                    // weights, each head's factor and their sum
@@ -181,10 +181,10 @@ struct __align__(64) Map { u64 words[16]; };  // CUtensorMap over [batch or page
 struct Cache {
   Map k, c;                   // c only where the residual is in 16 bits
   const unsigned char* codes; // the residual in 8 bits, [batch or page][slot][R + 2]; or null
-  long long codes_batch, codes_slot;  // strides in bytes
+  long long codes_batch;      // stride in bytes
   const int* table;           // [batch][pages] page numbers, or null: contiguous
   int pages, page_size;       // a multiple of T
-  int pad[6];
+  int pad[8];
 };
 
 struct Job {
@@ -281,7 +281,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
     for (int i = 0; i < STAGES; i++) {
       barrier_init(base + FULL + 8 * i, cache.codes ? 2 : 1);
       barrier_init(base + DONE + 8 * i, 8);
-      barrier_init(base + SCORED + 8 * i, SCORERS);
+      barrier_init(base + SCORED + 8 * i, 4);
     }
     for (int i = 0; i < RING; i++) {
       barrier_init(base + SENT + 8 * i, 1);
@@ -296,7 +296,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   cluster_sync();
 
   if (warp < SCORE) {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(SUM_REGISTERS));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
     // Sums of this warpgroup's blocks of 64 columns. Where they are odd, both sum the one in the middle.
     const int n0 = warp < 4 ? 0 : BLOCKS - MINE;
     float acc[MINE][HPAD / 2];
@@ -360,11 +360,14 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         }
     });
   } else if (warp < SOFTMAX) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(SCORE_REGISTERS));
-    // Scores: this warp's units of some heads of a chunk. A lane's share of the query is that of head lane / 4.
-    const int chunk = CHUNKS == 1 ? 0 : (warp - SCORE) % 4 / WPC, part = (warp - SCORE) % WPC;
-    const int early = SCORERS == 4 ? 0 : (warp - SCORE) / 4 * HPW;  // the first of its heads in the chunk
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
+    // Scores: this warp's units of a chunk of heads. A lane's share of the query is that of head lane / 4.
+    const int chunk = CHUNKS == 1 ? 0 : (warp - SCORE) / WPC, part = (warp - SCORE) % WPC;
     const int mine = chunk * 8 + lane / 4;
+    const int flip = HALVED && part >= WPC / 2 ? 4 : 0;  // it begins with the fifth head
+    auto unit_of = [&](int u) {  // where there is none, one that counts 0
+      return HALVED && u + 1 == UPW ? u * WPC + part % (WPC / 2) : min(part + u * WPC, UNITS - 1);
+    };
     const bool own = mine < HPC;
     float qx[UPW][2], qy[UPW][2];
 #if ROPE
@@ -374,7 +377,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
     u32 keys[UPW][PERIOD];
 #pragma unroll
     for (int u = 0; u < UPW; u++) {
-      const int unit = min(part + u * WPC, UNITS - 1);
+      const int unit = unit_of(u);
 #if ROPE
       // The turns of a tile's tokens, seen from its middle, as the lanes of an mma hold them.
 #pragma unroll
@@ -388,7 +391,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
 #endif
 #pragma unroll
       for (int p = 0; p < PERIOD; p++) {
-        const int column = (chunk * 8 + early + p) * DK + unit * 8 + lane / 16 * (DK / 2), row = lane % 16;
+        const int column = (chunk * 8 + p) * DK + unit * 8 + lane / 16 * (DK / 2), row = lane % 16;
         keys[u][p] = base + column / 64 * BLOCK + row * 128 + ((column / 8 % 8) ^ (row % 8)) * 16;
       }
     }
@@ -399,11 +402,11 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         u32 q[UPW][2];  // the query, turned to the middle of the tile
 #pragma unroll
         for (int u = 0; u < UPW; u++) {
-          const int f = min(part + u * WPC, UNITS - 1) * 8 + lane % 4 * 2;
+          const int f = unit_of(u) * 8 + lane % 4 * 2;
           if (i % RESEED == 0) {
             const u16* from = job.q + ((long long)piece.row * HEADS + rank * HPC + (own ? mine : 0)) * DK + f;
             const u32 x = *(const u32*)from, y = *(const u32*)(from + DK / 2);
-            const float scale = own && part + u * WPC < UNITS ? job.scale : 0.f;  // a unit too many counts 0
+            const float scale = own && (HALVED || part + u * WPC < UNITS) ? job.scale : 0.f;
             qx[u][0] = low(x) * scale, qx[u][1] = high(x) * scale;
             qy[u][0] = low(y) * scale, qy[u][1] = high(y) * scale;
           }
@@ -430,14 +433,17 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         }
         wait(base + FULL + stage * 8, parity);
         float out[4] = {};
+        constexpr int STEP = PERIOD * DK / 64 * BLOCK;  // between heads that lie alike in their blocks
+        const u32 near = stage * STAGE + flip / PERIOD * STEP, far = stage * STAGE - flip / PERIOD * STEP;
 #pragma unroll
-        for (int h = 0; h < (HPC < HPW ? HPC : HPW); h++) {
-          if (HPC % HPW && chunk * 8 + early + h >= HPC) break;
+        for (int h = 0; h < (HPC < 8 ? HPC : 8); h++) {
+          if (HPC % 8 && chunk * 8 + h >= HPC) break;
           float dot[4] = {};
 #pragma unroll
           for (int u = 0; u < UPW; u++) {
+            if (HALVED && u + 1 == UPW && h >= 4) continue;
             u32 k[4];
-            load4(k, keys[u][h % PERIOD] + stage * STAGE + h / PERIOD * (PERIOD * DK / 64) * BLOCK);
+            load4(k, keys[u][h % PERIOD] + (h < 4 ? near : far) + h / PERIOD * STEP);
 #if ROPE
             turn(k[0], k[2], turns[u][0], turns[u][1]);
             turn(k[1], k[3], turns[u][2], turns[u][3]);
@@ -445,17 +451,16 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
             mma(dot, k, q[u][0], q[u][1]);
           }
           // Of the eight columns of an mma, the one of this head.
-          if (lane % 4 == (early + h) / 2) out[h % 2] = dot[h % 2], out[h % 2 + 2] = dot[h % 2 + 2];
+          if ((lane % 4 ^ flip / 2) == h / 2) out[h % 2] = dot[h % 2], out[h % 2 + 2] = dot[h % 2 + 2];
         }
         float* const scores = (float*)(memory + AT_S) + (stage * WPC + part) * HPC * HROW;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int head = chunk * 8 + lane % 4 * 2 + e % 2;
-          if ((HPW == 8 || lane % 4 / (HPW / 2) * HPW == early) && (HPC % 8 == 0 || head < HPC))
-            scores[head * HROW + lane / 4 + e / 2 * 8] = out[e];
+          if (HPC % 8 == 0 || head < HPC) scores[head * HROW + lane / 4 + e / 2 * 8] = out[e];
         }
         if (slot < piece.first || slot + T > piece.length) {  // what is not of the row counts as 0
-          for (int n = threadIdx.x - 32 * SCORE; n < STAGE / 16; n += 32 * SCORERS) {
+          for (int n = threadIdx.x - 32 * SCORE; n < STAGE / 16; n += 128) {
             const int token = slot + n / 8 % T;
             if (token < piece.first || token >= piece.length)
               *(uint4*)(memory + stage * STAGE + n * 16) = make_uint4(0, 0, 0, 0);
@@ -468,7 +473,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       }
     });
   } else {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REST_REGISTERS));
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
     if (warp < COPY) {
       // Softmax: quarter warps with a lane per two tokens; `top` is the same in all lanes of a quarter.
       const int quarter = 4 * (warp - SOFTMAX) + lane / 8, t = lane % 8;
@@ -601,41 +606,42 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       constexpr int PER = RB ? RB : 1, FAR = 16;
       int stage = 0, parity = 1, tile = 0;
       walk(job, share, [&](const Piece& piece) {
-        const int items = piece.tiles * PER, step = cache.codes_slot;
+        const int items = piece.tiles * PER;
         auto tile_at = [&](int i) {
-          int batch = piece.row, slot = piece.slot + i * T;
+          long long batch = piece.row, slot = piece.slot + i * T;
           if (cache.table) {
-            batch = cache.table[(long long)batch * cache.pages + slot / cache.page_size];
-            slot %= cache.page_size;
+            batch = cache.table[batch * cache.pages + (int)slot / cache.page_size];
+            slot = (int)slot % cache.page_size;
           }
-          return cache.codes + batch * cache.codes_batch + slot * cache.codes_slot;
+          return cache.codes + batch * cache.codes_batch + slot * (R + 2);
         };
         auto fetch = [&](int i) {  // into the second cache, each block of the cluster some lines of it
           const int at = (lane * CL + rank) * 128;
-          if (i < piece.tiles && at < min(T, piece.length - piece.slot - i * T) * step)
+          if (i < piece.tiles && at < min(T, piece.length - piece.slot - i * T) * (R + 2))
             asm volatile("prefetch.global.L2 [%0];" :: "l"(tile_at(i) + at));
         };
         auto ask = [&](int item, u32* pairs, u32& scale) {
           if (item >= items) return;
-          const int column = item % PER * 64 + lane * 2, last = piece.length - 1 - piece.slot - item / PER * T;
-          const bool some = column < RC && rank * RC + column < R;
+          const int column = item % PER * 64 + lane * 2, left = piece.length - piece.slot - item / PER * T;
+          const int some = column < RC && rank * RC + column < R ? left : 0;  // tokens
           const unsigned char* from = tile_at(item / PER);
-          scale = __ldg((const u16*)(from + min(lane % T, last) * step + R));
+          scale = __ldg((const u16*)(from + min(lane % T, left - 1) * (R + 2) + R));
           from += rank * RC + column;
 #pragma unroll
-          for (int n = 0; n < T; n++) pairs[n] = some ? __ldg((const u16*)(from + min(n, last) * step)) : 0;
+          for (int n = 0; n < T; n++) pairs[n] = n < some ? __ldg((const u16*)(from + n * (R + 2))) : 0;
         };
+        const u32 swizzled = lane / 4 * 16 + lane % 4 * 4;
         auto put = [&](int item, const u32* pairs, u32 scale) {
           if (item >= items) return;
           const int block = item % PER;
           if (block == 0) fetch(item / PER + FAR);
           if (block == 0 && tile >= STAGES) wait(base + DONE + stage * 8, parity);
-          unsigned char* const to = memory + stage * STAGE + (KB + block) * BLOCK + lane % 4 * 4;
+          const u32 to = base + stage * STAGE + (KB + block) * BLOCK + swizzled;
 #pragma unroll
           for (int n = 0; n < T; n++) {
             const float s = __uint_as_float(__shfl_sync(~0u, scale, n) << 16);
-            *(u32*)(to + n * 128 + ((lane / 4) ^ (n % 8)) * 16) =
-                pack((float)(signed char)pairs[n] * s, (float)(signed char)(pairs[n] >> 8) * s);
+            const u32 word = pack((float)(signed char)pairs[n] * s, (float)(signed char)(pairs[n] >> 8) * s);
+            asm volatile("st.shared.u32 [%0], %1;" :: "r"((to ^ n % 8 * 16) + n * 128), "r"(word) : "memory");
           }
           if (block + 1 < PER) return;
           to_tensor_cores();
@@ -644,8 +650,8 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           tile++;
           if (++stage == STAGES) stage = 0, parity ^= 1;
         };
-        for (int i = 0; i < FAR; i++) fetch(i);
         u32 even[T], odd[T], even_scale, odd_scale;
+        for (int i = 0; i < FAR; i++) fetch(i);
         ask(0, even, even_scale);
         for (int item = 0; item < items; item += 2) {
           ask(item + 1, odd, odd_scale);

@@ -30,6 +30,7 @@ from .slim_source import SOURCE
 
 _log = logging.getLogger(__name__)
 _TILE = 16
+_THREADS = 512
 _RING = 4
 _SHARED = 227 * 1024
 _FEW = 256  # tokens up to which a residual is made by its own kernel
@@ -59,8 +60,6 @@ class Layout:
     share: int  # residual columns per block
     stages: int
     shared: int
-    scorers: int  # warps
-    registers: tuple[int, int, int]  # per thread of the warps that sum, that score, and of the others
 
 
 class _Job(ctypes.Structure):
@@ -76,10 +75,10 @@ class _Cache(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_byte * 128) for name in ("k", "c")),
         ("codes", ctypes.c_void_p),
-        *((name, ctypes.c_longlong) for name in ("codes_batch", "codes_slot")),
+        ("codes_batch", ctypes.c_longlong),
         ("table", ctypes.c_void_p),
         *((name, ctypes.c_int) for name in ("pages", "page_size")),
-        ("pad", ctypes.c_int * 6),
+        ("pad", ctypes.c_int * 8),
     ]
 
 
@@ -202,7 +201,7 @@ def _cache(k: torch.Tensor, c: torch.Tensor | None, table: torch.Tensor | None) 
         _say(f"pages of {k.shape[1]} slots; the slim kernel takes multiples of {_TILE}")
         return None
     made = [tensor_map(x, (64, _TILE, 1)) for x in maps]
-    if None in made or (codes is not None and (codes.stride(1) % 2 or codes.data_ptr() % 2)):
+    if None in made or (codes is not None and (codes.stride(1) != codes.shape[2] or codes.data_ptr() % 2)):
         _say("a cache whose rows do not begin at multiples of 16 bytes")
         return None
     cache = _Cache(
@@ -212,7 +211,7 @@ def _cache(k: torch.Tensor, c: torch.Tensor | None, table: torch.Tensor | None) 
         page_size=k.shape[1],
     )
     if codes is not None:
-        cache.codes_batch, cache.codes_slot = codes.stride(0), codes.stride(1)
+        cache.codes_batch = codes.stride(0)
     for name, one in zip(("k", "c"), made, strict=False):
         setattr(cache, name, one)
     return cache
@@ -404,9 +403,7 @@ def layout(shape: Shape) -> Layout:
         small = _RING * (rows * 40 + 2 * 8) + 16
         stages = min(12, (_SHARED - small) // stage)
         if sums <= _SUMS and stages >= 4:
-            many = heads > 4 and sums <= _SUMS - 32  # the registers of a multiprocessor are all given out
-            scorers, registers = (8, (144, 64, 64)) if many else (4, (176, 96, 64))
-            return Layout(cluster, share, stages, small + stages * stage, scorers, registers)
+            return Layout(cluster, share, stages, small + stages * stage)
     raise NoKernel(f"the sums of {shape.heads} heads over {shape.heads * shape.size} columns fit no cluster")
 
 
@@ -428,7 +425,7 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
             built = build(
                 source(shape, placed),
                 {
-                    "slim_decode": (32 * (12 + placed.scorers), placed.shared, placed.cluster),
+                    "slim_decode": (_THREADS, placed.shared, placed.cluster),
                     "slim_combine": (256, 0, 1),
                     "slim_mix": (256, 0, 1),
                     "slim_rest": (256, 0, 1),
@@ -460,8 +457,6 @@ def source(shape: Shape, placed: Layout) -> str:
         "RC": placed.share,
         "CL": placed.cluster,
         "STAGES": placed.stages,
-        "SCORERS": placed.scorers,
-        **dict(zip(("SUM_REGISTERS", "SCORE_REGISTERS", "REST_REGISTERS"), placed.registers, strict=True)),
     }
     lines = [f"constexpr int {name} = {value};" for name, value in constants.items()]
     lines += [f"#define BF16 {int(shape.dtype == torch.bfloat16)}", f"#define ROPE {int(shape.rotary)}"]
