@@ -61,8 +61,12 @@ def captured(call: Callable[[], Any], warm: int = 3) -> torch.cuda.CUDAGraph:
 
 
 def milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
-    """Median milliseconds of one call inside a CUDA graph."""
-    return side_by_side([call], repeats)[0]
+    """Median milliseconds of one call inside a CUDA graph; of one plain call where there is no card."""
+    if torch.cuda.is_available():
+        return side_by_side([call], repeats)[0]
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
 
 
 def side_by_side(calls: list[Callable[[], Any]], repeats: int = 20) -> list[float]:

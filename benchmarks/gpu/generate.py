@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, StaticCache
 
-from benchmarks.gpu.clock import BUDGET, captured
-from benchmarks.gpu.geometry import LLAMA_7B, PHI3_MINI, converted, source
+from benchmarks.gpu.clock import BUDGET, milliseconds
+from benchmarks.gpu.geometry import DEVICE, LLAMA_7B, PHI3_MINI, converted, source
 
 _POINTS = [(1, 128), (1, 2048), (1, 16384), (1, 131072), (8, 4096), (8, 16384), (16, 8192), (32, 4096)]
 _SHORT = [(1, 128), (1, 2048), (8, 4096)]
@@ -27,12 +27,11 @@ class Stepper:
     def __init__(self, model: PreTrainedModel, batch: int, context: int) -> None:
         self.model, self.batch, self.context = model, batch, context
         text = model.config.get_text_config()
-        module = sys.modules[
+        self.module: Any = sys.modules[
             next(c for c in type(model).__mro__ if "transformers.models" in c.__module__).__module__
         ]
-        module.create_causal_mask = lambda *args, **kwargs: None  # type: ignore[attr-defined]
-        self.ids = torch.randint(5, 1000, (batch, 1), device="cuda")
-        self.where = torch.full((batch, 1), context - 1, device="cuda")
+        self.ids = torch.randint(5, 1000, (batch, 1), device=DEVICE)
+        self.where = torch.full((batch, 1), context - 1, device=DEVICE)
         # A first step into a short cache shows what each layer keeps; then it grows.
         self.cache = StaticCache(config=text, max_cache_len=8)
         self.step()
@@ -42,7 +41,7 @@ class Stepper:
                 old = getattr(layer, side)
                 new = torch.empty(*old.shape[:2], context, old.shape[3], dtype=old.dtype, device=old.device)
                 setattr(layer, side, new.random_(0, 60) if old.dtype == torch.int8 else new.normal_())
-        places = torch.arange(context, device="cuda")[None]
+        places = torch.arange(context, device=DEVICE)[None]
         for table in self.cache.__dict__.get("slim_tables", {}).values():
             sides = model.model.rotary_emb(self.cache.layers[0].keys, places)
             for kept, side in zip((table.keys, table.values), sides, strict=True):
@@ -61,14 +60,19 @@ class Stepper:
 
     @torch.no_grad()
     def step(self) -> torch.Tensor:
-        """The next token's best id [B, 1]."""
-        out = self.model(
-            input_ids=self.ids,
-            position_ids=self.where,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        """The next token's best id [B, 1], with no mask: every slot is seen."""
+        stock = self.module.create_causal_mask
+        self.module.create_causal_mask = lambda *args, **kwargs: None
+        try:
+            out = self.model(
+                input_ids=self.ids,
+                position_ids=self.where,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        finally:
+            self.module.create_causal_mask = stock
         best: torch.Tensor = out.logits.argmax(-1)
         return best
 
@@ -79,18 +83,8 @@ class Stepper:
             self.rewind()
             self.step()
 
-        fresh()
-        graph = captured(fresh)  # the rewinding is a store per layer, and the same for both models
-        spans = []
-        for _ in range(repeats):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            spans.append(start.elapsed_time(end))
-        graph.reset()
-        return sorted(spans)[len(spans) // 2]
+        # The rewinding is a store per layer, and the same for both models.
+        return milliseconds(fresh, repeats)
 
     def cache_bytes(self) -> int:
         """Bytes of the cache, tables of cos and sin counted."""
@@ -100,8 +94,9 @@ class Stepper:
 def measure(model: PreTrainedModel, batch: int, context: int) -> dict[str, Any]:
     """Step time, tokens per second, peak memory; `fits` is False where the card's memory does not do."""
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     row: dict[str, Any] = {"batch": batch, "context": context, "fits": True}
     try:
         stepper = Stepper(model, batch, context)
@@ -110,7 +105,7 @@ def measure(model: PreTrainedModel, batch: int, context: int) -> dict[str, Any]:
             "step_ms": took,
             "tokens_per_second": batch / took * 1e3,
             "cache_bytes": stepper.cache_bytes(),
-            "peak_bytes": torch.cuda.max_memory_allocated(),
+            "peak_bytes": torch.cuda.max_memory_allocated() if DEVICE == "cuda" else 0,
         }
     except torch.OutOfMemoryError:
         row["fits"] = False

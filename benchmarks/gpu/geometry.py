@@ -45,6 +45,22 @@ PHI3_MINI = (
         "pad_token_id": 0,
     },
 )
+GEMMA_7B = (
+    "gemma",
+    {
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+    },
+)
+"""CodeGemma's too: of the decoders with rotary embeddings the one that MatShrink takes most from."""
+_FEW = {"slim": 2, "matshrink": 2, "precompute": 2}
+"""Layers that a trick is planned on where all of them would take minutes; the others are like these."""
 
 
 def headers(model_type: str, fields: dict[str, Any]) -> Checkpoint:
@@ -68,22 +84,34 @@ def source(model_type: str, fields: dict[str, Any]) -> PreTrainedModel:
     return _made(AutoConfig.for_model(model_type, **fields))
 
 
-def converted(model_type: str, fields: dict[str, Any], *tricks: str) -> tuple[PreTrainedModel, Plan]:
+def converted(model_type: str, fields: dict[str, Any], trick: str) -> tuple[PreTrainedModel, Plan]:
     """The converted model in bfloat16 on the card, with random weights, and its plan."""
-    checkpoint = headers(model_type, fields)
-    slim = any(trick.startswith("slim") for trick in tricks)  # found by running every layer: too long here
-    few = headers(model_type, {**fields, "num_hidden_layers": 4}) if slim else checkpoint
-    plan = make_plan(few, [parse_trick(trick) for trick in tricks])
-    if not plan.fits:
-        raise ValueError(f"{tricks} does not fit: {plan.places[0].detail}")
-    if slim:
-        plan = replace(plan, config=_deeper(plan.config, fields["num_hidden_layers"]))
+    checkpoint, plan = headers(model_type, fields), planned(model_type, fields, trick)
     with TemporaryDirectory() as folder:
         for name, text in shipped_code(plan, checkpoint.config).items():
             (Path(folder) / name).write_text(text)
         config = {**checkpoint.config, **plan.config, **code_fields(plan, checkpoint.config)}
         (Path(folder) / "config.json").write_text(json.dumps(config, default=str))
         return _made(AutoConfig.from_pretrained(folder, trust_remote_code=True)), plan
+
+
+def planned(model_type: str, fields: dict[str, Any], trick: str) -> Plan:
+    """The plan of a model of these sizes, made in seconds.
+
+    Raises:
+        ValueError: the trick fits nowhere.
+    """
+    recipe, depth = [parse_trick(trick)], fields["num_hidden_layers"]
+    few = min(depth, _FEW.get(recipe[0].name, depth))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the small models of a plan lose more by threads than they gain
+    try:
+        plan = make_plan(headers(model_type, {**fields, "num_hidden_layers": few}), recipe)
+    finally:
+        torch.set_num_threads(threads)
+    if not plan.fits:
+        raise ValueError(f"{trick} does not fit: {plan.places[0].detail}")
+    return replace(plan, config=_deeper(plan.config, depth)) if few < depth else plan
 
 
 def skipless(absorbed: str | None, fields: dict[str, Any]) -> PreTrainedModel:
@@ -99,13 +127,18 @@ def skipless(absorbed: str | None, fields: dict[str, Any]) -> PreTrainedModel:
 
 
 def _deeper(config: dict[str, Any], depth: int) -> dict[str, Any]:
-    """The config of a plan for four layers as one for `depth` like them: planning real depths takes long."""
+    """The config of a plan for a few equal layers as one for `depth` like them."""
     parts = {name: dict(options) for name, options in config["tricksmith"].items()}
     if "slim" in parts:
         # Without weights there is nothing to fit, and so no feedback of rounding errors; conversions have it.
         first = {**parts["slim"]["layers"][0], "feedback": True}
         parts["slim"]["layers"] = [
             {**first, "module": first["module"].replace(".0.", f".{n}."), "index": n} for n in range(depth)
+        ]
+    if "matshrink" in parts:
+        linears = [one for one in parts["matshrink"]["linears"] if ".0." in one["path"]]
+        parts["matshrink"]["linears"] = [
+            {**one, "path": one["path"].replace(".0.", f".{n}.")} for n in range(depth) for one in linears
         ]
     return {**config, "tricksmith": parts}
 
@@ -127,6 +160,10 @@ def _filled(model: PreTrainedModel) -> PreTrainedModel:
             buffer.copy_(torch.randperm(len(buffer)))
         elif buffer.dtype == torch.int16:
             buffer.random_(-1000, 1000)
+        elif name.rpartition(".")[2].startswith("index_"):  # the channels of an identity, all different
+            inputs = model.get_submodule(name.rpartition(".")[0]).in_features
+            drawn = torch.rand(len(buffer), inputs, device=buffer.device).argsort(-1)  # type: ignore[call-overload]
+            buffer.copy_(drawn[:, : buffer.shape[1]])
         elif name.endswith("scales"):
             buffer.fill_(1e-3)
     for name, parameter in model.named_parameters():
