@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
 
+from benchmarks.gpu.baselines import baselines
 from benchmarks.gpu.clock import BUDGET, milliseconds
 from tricks.shipped.modeling_slim import moved, to_bytes
 from tricks.shipped.slim_kernel import Shape, decode, feed_back, mix, residual_codes
 from tricks.shipped.slim_rounding import fed_back, feedback_size
-
-_SDPA = {
-    "sdpa flash": SDPBackend.FLASH_ATTENTION,
-    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
-    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
 
 
 @dataclass(frozen=True)
@@ -49,43 +41,6 @@ GEOMETRIES = [
     Geometry("SmolLM2-1.7B", 32, 64, 8, 16384),
     Geometry("Llama-2-13B", 40, 128, 8, 16384),
 ]
-
-
-def baselines(at: Geometry) -> dict[str, float]:
-    """Milliseconds of every attention that this machine has, on K and V as transformers caches them."""
-    shape = (at.batch, at.heads, at.context, at.size)
-    q = torch.randn(at.batch, at.heads, 1, at.size, device="cuda", dtype=torch.bfloat16)
-    k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-
-    def stock(backend: SDPBackend) -> Callable[[], Any]:
-        def call() -> Any:
-            with sdpa_kernel(backend):
-                return functional.scaled_dot_product_attention(q, k, v)
-
-        return call
-
-    calls: dict[str, Callable[[], Any]] = {name: stock(backend) for name, backend in _SDPA.items()}
-    if BUDGET.left() > 600:  # it is compiled for every shape, and has not been the fastest of any
-        flex = torch.compile(flex_attention, dynamic=False)
-        calls["flex attention"] = lambda: flex(q, k, v)
-    if importlib.util.find_spec("flash_attn"):
-        from flash_attn import flash_attn_with_kvcache
-
-        rows = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-        calls["flash_attn"] = lambda: flash_attn_with_kvcache(*rows)
-    if importlib.util.find_spec("flashinfer") and at.batch == 1:
-        import flashinfer
-
-        calls["flashinfer"] = lambda: flashinfer.single_decode_with_kv_cache(
-            q[0, :, 0], k[0], v[0], kv_layout="HND", use_tensor_cores=True
-        )
-    took = {}
-    for name, call in calls.items():
-        try:
-            took[name] = milliseconds(call)
-        except Exception as error:  # noqa: BLE001 - what a library refuses is no baseline
-            print(f"  {name}: {str(error).splitlines()[0][:90]}", flush=True)
-    return took
 
 
 def slim(at: Geometry, share: int) -> dict[str, float]:
@@ -127,7 +82,6 @@ def pieces() -> Iterator[dict[str, Any]]:
         codes = to_bytes(c)
         lengths = torch.full((batch,), context, dtype=torch.int32, device="cuda")
         sums = torch.randn(batch, heads, width + rank, device="cuda")
-        stock = Geometry("", heads, size, batch, context)
 
         def step(c: torch.Tensor, q: Any = q, k: Any = k, lengths: Any = lengths) -> torch.Tensor:
             return decode(q, k, c, lengths, freq, scale=size**-0.5)
@@ -144,7 +98,7 @@ def pieces() -> Iterator[dict[str, Any]]:
             "stock: value projection": lambda x=x: functional.linear(x, linear),
         }
         row = {name: milliseconds(call) * 1e3 for name, call in calls.items()}
-        best = min(baselines(stock).values()) * 1e3
+        best = min(baselines(batch, heads, context, size).values()) * 1e3
         yield {"batch": batch, "context": context, **row, "stock: attention": best}
         shown = ", ".join(f"{name} {us:.1f}" for name, us in row.items())
         print(f"{batch} x {context}, us: {shown}, stock: attention {best:.1f}", flush=True)
@@ -157,7 +111,7 @@ def run(
     for at in geometries or GEOMETRIES:
         if BUDGET.left() < 8:
             return
-        stock = baselines(at)
+        stock = baselines(at.batch, at.heads, at.context, at.size)
         best = min(stock, key=stock.__getitem__)
         mine = slim(at, share)
         once = mine["bytes"] / bandwidth * 1e3

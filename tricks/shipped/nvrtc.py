@@ -95,14 +95,18 @@ def build(source: str, kernels: Mapping[str, tuple[int, int, int]]) -> dict[str,
     return built
 
 
-def tensor_map(tensor: torch.Tensor, box: tuple[int, int, int]) -> ctypes.Array[ctypes.c_byte] | None:
-    """A CUtensorMap over `tensor` [n2, n1, n0], 16-bit, for boxes of (n0, n1, n2) in the 128-byte swizzle.
+def tensor_map(tensor: torch.Tensor, box: tuple[int, ...]) -> ctypes.Array[ctypes.c_byte] | None:
+    """A CUtensorMap of a 16-bit `tensor` of 3 to 5 axes, for boxes of `box` in the 128-byte swizzle.
 
-    What lies outside the tensor is read as 0. None where the tensor's rows are not at multiples of 16 bytes.
+    What lies outside the tensor is read as 0. None where its rows are not at multiples of 16 bytes.
+
+    Args:
+        box: sizes along the tensor's axes; the last is at most 64.
     """
-    outer, rows, columns = tensor.shape
-    steps = [2 * tensor.stride(1), 2 * (tensor.stride(0) if outer > 1 else rows * tensor.stride(1))]
-    if tensor.stride(2) != 1 or tensor.data_ptr() % 16 or any(step % 16 for step in steps):
+    axes = tensor.dim()
+    # A stride along an axis of one is never taken, and may be any number.
+    steps = [2 * (tensor.stride(n) if tensor.shape[n] > 1 else 8) for n in range(axes - 1)]
+    if tensor.stride(-1) != 1 or tensor.data_ptr() % 16 or any(step % 16 for step in steps):
         return None
     room = (ctypes.c_byte * 192)()
     at = -ctypes.addressof(room) % 64
@@ -110,12 +114,12 @@ def tensor_map(tensor: torch.Tensor, box: tuple[int, int, int]) -> ctypes.Array[
         "cuTensorMapEncodeTiled",
         ctypes.byref(room, at),
         _SIXTEEN_BITS,
-        3,
+        axes,
         ctypes.c_void_p(tensor.data_ptr()),
-        (ctypes.c_uint64 * 3)(columns, rows, outer),
-        (ctypes.c_uint64 * 2)(*steps),
-        (ctypes.c_uint32 * 3)(*box),
-        (ctypes.c_uint32 * 3)(1, 1, 1),
+        (ctypes.c_uint64 * axes)(*reversed(tensor.shape)),
+        (ctypes.c_uint64 * (axes - 1))(*reversed(steps)),
+        (ctypes.c_uint32 * axes)(*reversed(box)),
+        (ctypes.c_uint32 * axes)(*[1] * axes),
         0,
         _SWIZZLE_128,
         _PROMOTE_256,

@@ -11,8 +11,8 @@ lengths; a row that several clusters had a piece of is put together by `slim_com
 
 Roles of a block's warps, each a loop over the same tiles, STAGES of which are in shared memory:
 
-    copy     1     tiles come by the tensor memory accelerator, in swizzled blocks of 64 columns
-    open     1     residuals that are cached in 8 bits become numbers
+    copy     2     tiles come by the tensor memory accelerator, in swizzled blocks of 64 columns; residuals
+                   that are cached in 8 bits become numbers here
     score    4     keys times query on tensor cores (mma.sync); the keys pass through registers to be turned
     softmax  2     weights, sent to every block of the cluster
     sum      8     columns [64, tokens] times weights [tokens, heads] on tensor cores (wgmma), both from
@@ -96,7 +96,7 @@ constexpr int SCORE = 8, SOFTMAX = 12, COPY = 14, THREADS = 512;  // the first w
 constexpr int HPC = HEADS / CL;                         // heads whose scores this block computes
 constexpr int HPAD = (HEADS + 7) / 8 * 8;
 constexpr int KC = HPC * DK;                            // columns of this block: keys, then RC of C
-constexpr int KB = (KC + 63) / 64, RB = (RC + 63) / 64, BLOCKS = KB + RB;  // of 64 columns
+constexpr int KB = KC / 64, RB = (RC + 63) / 64, BLOCKS = KB + RB;  // of 64 columns
 constexpr int MINE = (BLOCKS + 1) / 2;                  // of a warpgroup
 constexpr int UNITS = DK / 16;                          // of a head: 8 channels and their partners
 constexpr int CHUNKS = (HPC + 7) / 8, WPC = 4 / CHUNKS; // of 8 heads; warps that share a head's units
@@ -176,10 +176,11 @@ __device__ __forceinline__ void send2(u32 at, u32 x, u32 y, u32 bar) {
                :: "r"(at), "r"(x), "r"(y), "r"(bar) : "memory");
 }
 
-struct __align__(64) Map { u64 words[16]; };  // CUtensorMap over [batch or page][slot][column]
+struct __align__(64) Map { u64 words[16]; };  // CUtensorMap
 
 struct Cache {
-  Map k, c;                   // c only where the residual is in 16 bits
+  Map k;                      // [batch or page][D / 64][slot][64]
+  Map c;                      // [batch or page][slot][R], where the residual is in 16 bits
   const unsigned char* codes; // the residual in 8 bits, [batch or page][slot][R + 2]; or null
   long long codes_batch;      // stride in bytes
   const int* table;           // [batch][pages] page numbers, or null: contiguous
@@ -204,12 +205,18 @@ struct Job {
   int2* spans;         // [batch] where a row's first piece is in `part`, and the last cluster that has one
 };
 
-__device__ __forceinline__ void tma(u32 to, const Map& map, int column, int slot, int batch, u32 bar) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%2, %3, %4}], [%5], %6;"
-      :: "r"(to), "l"(&map), "r"(column), "r"(slot), "r"(batch), "r"(bar), "l"(0x12F0000000000000ull)
-      : "memory");  // the hint: evict first, for nothing of the cache is read twice
+// Nothing of the cache is read twice: the hint says to evict it first.
+#define TMA(axes) "cp.async.bulk.tensor." axes ".shared::cluster.global.mbarrier::complete_tx::bytes" \
+                  ".L2::cache_hint "
+__device__ __forceinline__ void copy_keys(u32 to, const Map& map, int block, int slot, int batch, u32 bar) {
+  asm volatile(TMA("4d") "[%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
+               :: "r"(to), "l"(&map), "r"(0), "r"(slot), "r"(block), "r"(batch), "r"(bar),
+                  "l"(0x12F0000000000000ull) : "memory");
+}
+__device__ __forceinline__ void copy_rest(u32 to, const Map& map, int column, int slot, int batch, u32 bar) {
+  asm volatile(TMA("3d") "[%0], [%1, {%2, %3, %4}], [%5], %6;"
+               :: "r"(to), "l"(&map), "r"(column), "r"(slot), "r"(batch), "r"(bar),
+                  "l"(0x12F0000000000000ull) : "memory");
 }
 
 struct Row { int first, length, tiles; };  // slots first to length - 1, in tiles that begin at multiples of T
@@ -279,7 +286,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   if (warp == 0) find_share(job, share);
   if (threadIdx.x == 32) {
     for (int i = 0; i < STAGES; i++) {
-      barrier_init(base + FULL + 8 * i, cache.codes ? 2 : 1);
+      barrier_init(base + FULL + 8 * i, cache.codes ? 3 : 1);
       barrier_init(base + DONE + 8 * i, 8);
       barrier_init(base + SCORED + 8 * i, 4);
     }
@@ -571,41 +578,40 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           if (++slot == RING) slot = 0, freed ^= 1;
         }
       });
-    } else if (warp == COPY) {
+    } else {
+      // Copies: the first of these warps asks for tiles. Residuals in 8 bits are opened by both, 8 tokens
+      // each, two numbers of 64 per lane and token; what comes next is asked for before what came is written.
+      constexpr int PER = RB ? RB : 1, HALF = T / 2, FAR = 16;
+      const int side = warp - COPY;
       int stage = 0, parity = 1, tile = 0;
-      auto done = [&](int tile) {  // the tile before in this stage; its weights' slot is free here
-        wait(base + DONE + stage * 8, parity);
-        if (lane < CL) arrive_remote(remote(base + FREE + (tile - STAGES) % RING * 8, lane));
-      };
-      walk(job, share, [&](const Piece& piece) {
-        for (int i = 0; i < piece.tiles; i++, tile++) {
-          if (tile >= STAGES) done(tile);
-          if (lane == 0) {
-            int slot = piece.slot + i * T, batch = piece.row;
-            if (cache.table) {
-              batch = cache.table[(long long)batch * cache.pages + slot / cache.page_size];
-              slot %= cache.page_size;
-            }
-            const u32 to = base + stage * STAGE, bar = base + FULL + stage * 8;
-            const int rests = cache.codes ? 0 : RB;
-            expect(bar, (KB + rests) * BLOCK);
-            for (int n = 0; n < KB; n++) tma(to + n * BLOCK, cache.k, rank * KC + n * 64, slot, batch, bar);
-            for (int n = 0; n < rests; n++)
-              tma(to + (KB + n) * BLOCK, cache.c, rank * RC + n * 64, slot, batch, bar);
-          }
-          __syncwarp();
-          if (++stage == STAGES) stage = 0, parity ^= 1;
+      auto free = [&] {  // the tile before in this stage is done with; so are its weights
+        if (tile >= STAGES) {
+          wait(base + DONE + stage * 8, parity);
+          if (side == 0 && lane < CL) arrive_remote(remote(base + FREE + (tile - STAGES) % RING * 8, lane));
         }
-      });
-      for (int end = tile + STAGES; tile < end; tile++) {
-        if (tile >= STAGES) done(tile);
+      };
+      auto next = [&] {
+        tile++;
         if (++stage == STAGES) stage = 0, parity ^= 1;
-      }
-    } else if (RB && cache.codes) {
-      // Two numbers of 64 per lane and token; what comes next is asked for before what came is written.
-      constexpr int PER = RB ? RB : 1, FAR = 16;
-      int stage = 0, parity = 1, tile = 0;
-      walk(job, share, [&](const Piece& piece) {
+      };
+      auto copy = [&](const Piece& piece, int i) {
+        free();
+        if (side == 0 && lane == 0) {
+          int slot = piece.slot + i * T, batch = piece.row;
+          if (cache.table) {
+            batch = cache.table[(long long)batch * cache.pages + slot / cache.page_size];
+            slot %= cache.page_size;
+          }
+          const u32 to = base + stage * STAGE, bar = base + FULL + stage * 8;
+          const int rests = cache.codes ? 0 : RB;
+          expect(bar, (KB + rests) * BLOCK);
+          copy_keys(to, cache.k, rank * KB, slot, batch, bar);
+          for (int n = 0; n < rests; n++)
+            copy_rest(to + (KB + n) * BLOCK, cache.c, rank * RC + n * 64, slot, batch, bar);
+        }
+        __syncwarp();
+      };
+      auto open = [&](const Piece& piece) {
         const int items = piece.tiles * PER;
         auto tile_at = [&](int i) {
           long long batch = piece.row, slot = piece.slot + i * T;
@@ -617,40 +623,42 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         };
         auto fetch = [&](int i) {  // into the second cache, each block of the cluster some lines of it
           const int at = (lane * CL + rank) * 128;
-          if (i < piece.tiles && at < min(T, piece.length - piece.slot - i * T) * (R + 2))
+          if (side && i < piece.tiles && at < min(T, piece.length - piece.slot - i * T) * (R + 2))
             asm volatile("prefetch.global.L2 [%0];" :: "l"(tile_at(i) + at));
         };
         auto ask = [&](int item, u32* pairs, u32& scale) {
           if (item >= items) return;
-          const int column = item % PER * 64 + lane * 2, left = piece.length - piece.slot - item / PER * T;
-          const int some = column < RC && rank * RC + column < R ? left : 0;  // tokens
-          const unsigned char* from = tile_at(item / PER);
-          scale = __ldg((const u16*)(from + min(lane % T, left - 1) * (R + 2) + R));
+          const int column = item % PER * 64 + lane * 2;
+          const int left = piece.length - piece.slot - item / PER * T - side * HALF;  // tokens
+          const int some = column < RC && rank * RC + column < R ? left : 0;
+          const unsigned char* from = tile_at(item / PER) + side * (HALF * (R + 2));
+          scale = __ldg((const u16*)(from + min(lane % HALF, left - 1) * (R + 2) + R));
           from += rank * RC + column;
 #pragma unroll
-          for (int n = 0; n < T; n++) pairs[n] = n < some ? __ldg((const u16*)(from + n * (R + 2))) : 0;
+          for (int n = 0; n < HALF; n++) pairs[n] = n < some ? __ldg((const u16*)(from + n * (R + 2))) : 0;
         };
-        const u32 swizzled = lane / 4 * 16 + lane % 4 * 4;
         auto put = [&](int item, const u32* pairs, u32 scale) {
           if (item >= items) return;
           const int block = item % PER;
-          if (block == 0) fetch(item / PER + FAR);
-          if (block == 0 && tile >= STAGES) wait(base + DONE + stage * 8, parity);
-          const u32 to = base + stage * STAGE + (KB + block) * BLOCK + swizzled;
+          if (block == 0) {
+            copy(piece, item / PER);
+            fetch(item / PER + FAR);
+          }
+          const u32 to = base + stage * STAGE + (KB + block) * BLOCK + lane / 4 * 16 + lane % 4 * 4;
 #pragma unroll
-          for (int n = 0; n < T; n++) {
+          for (int n = 0; n < HALF; n++) {
             const float s = __uint_as_float(__shfl_sync(~0u, scale, n) << 16);
             const u32 word = pack((float)(signed char)pairs[n] * s, (float)(signed char)(pairs[n] >> 8) * s);
-            asm volatile("st.shared.u32 [%0], %1;" :: "r"((to ^ n % 8 * 16) + n * 128), "r"(word) : "memory");
+            asm volatile("st.shared.u32 [%0], %1;"
+                         :: "r"((to ^ n * 16) + (side * HALF + n) * 128), "r"(word) : "memory");
           }
           if (block + 1 < PER) return;
           to_tensor_cores();
           __syncwarp();
           if (lane == 0) arrive(base + FULL + stage * 8);
-          tile++;
-          if (++stage == STAGES) stage = 0, parity ^= 1;
+          next();
         };
-        u32 even[T], odd[T], even_scale, odd_scale;
+        u32 even[HALF], odd[HALF], even_scale, odd_scale;
         for (int i = 0; i < FAR; i++) fetch(i);
         ask(0, even, even_scale);
         for (int item = 0; item < items; item += 2) {
@@ -659,7 +667,18 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           ask(item + 2, even, even_scale);
           put(item + 1, odd, odd_scale);
         }
-      });
+      };
+      if (RB && cache.codes)
+        walk(job, share, open);
+      else if (side == 0)
+        walk(job, share, [&](const Piece& piece) {
+          for (int i = 0; i < piece.tiles; i++) {
+            copy(piece, i);
+            next();
+          }
+        });
+      if (side == 0)
+        for (int end = tile + STAGES; tile < end; next()) free();
     }
   }
   __syncwarp();

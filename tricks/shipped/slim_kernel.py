@@ -57,7 +57,8 @@ class Layout:
     """How a shape lies on the card: blocks per cluster, tiles in flight, bytes of shared memory."""
 
     cluster: int
-    share: int  # residual columns per block
+    keys: int  # blocks of 64 key columns per block of threads
+    share: int  # residual columns, likewise
     stages: int
     shared: int
 
@@ -90,6 +91,7 @@ class _Kernels(NamedTuple):
     codes: Kernel
     move: Kernel
     tail: Kernel
+    placed: Layout
     clusters: int  # of `step`, that run at once
 
 
@@ -152,7 +154,7 @@ def decode(
     rank = 0 if c is None else c.shape[2] - 2 * codes
     shape = Shape(q.shape[1], q.shape[2], rank, q.dtype, freq is not None)
     kernels = _kernels(shape, q.device)
-    cache = None if kernels is None else _cache(k, c, table)
+    cache = None if kernels is None else _cache(k, c, table, kernels.placed)
     if kernels is None or cache is None:
         return plain(
             q,
@@ -193,14 +195,18 @@ def decode(
     return out
 
 
-def _cache(k: torch.Tensor, c: torch.Tensor | None, table: torch.Tensor | None) -> _Cache | None:
+def _cache(
+    k: torch.Tensor, c: torch.Tensor | None, table: torch.Tensor | None, placed: Layout
+) -> _Cache | None:
     """Where [K | C] lies, for the kernel; None (said once) where the copy engine cannot read it."""
     codes = c if c is not None and c.dtype == torch.int8 else None
-    maps = [k] if c is None or codes is not None else [k, c]
+    blocks = k.unflatten(-1, (-1, 64)).transpose(1, 2)  # [batch or page, d / 64, slots, 64]
     if table is not None and k.shape[1] % _TILE:
         _say(f"pages of {k.shape[1]} slots; the slim kernel takes multiples of {_TILE}")
         return None
-    made = [tensor_map(x, (64, _TILE, 1)) for x in maps]
+    made = [tensor_map(blocks, (1, placed.keys, _TILE, 64))]
+    if c is not None and codes is None:
+        made.append(tensor_map(c, (1, _TILE, 64)))
     if None in made or (codes is not None and (codes.stride(1) != codes.shape[2] or codes.data_ptr() % 2)):
         _say("a cache whose rows do not begin at multiples of 16 bytes")
         return None
@@ -393,17 +399,18 @@ def layout(shape: Shape) -> Layout:
     rows = -(-shape.heads // 8) * 8
     for cluster in (1, 2, 4, 8):
         heads = shape.heads // cluster
-        if shape.heads % cluster or heads > 16:
+        if shape.heads % cluster or heads > 16 or heads * shape.size % 64:
             continue
         share = -(-shape.residual // (8 * cluster)) * 8
-        columns = -(-heads * shape.size // 64) + -(-share // 64)  # blocks of 64
+        keys = heads * shape.size // 64
+        columns = keys + -(-share // 64)
         sums = (columns + 1) // 2 * rows // 2
         planes = 4 if heads <= 8 else 2
         stage = columns * _TILE * 128 + planes * heads * 80 + 3 * 8
         small = _RING * (rows * 40 + 2 * 8) + 16
         stages = min(12, (_SHARED - small) // stage)
         if sums <= _SUMS and stages >= 4:
-            return Layout(cluster, share, stages, small + stages * stage)
+            return Layout(cluster, keys, share, stages, small + stages * stage)
     raise NoKernel(f"the sums of {shape.heads} heads over {shape.heads * shape.size} columns fit no cluster")
 
 
@@ -437,7 +444,7 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
             step = built["slim_decode"]
             others = ("combine", "mix", "rest", "codes", "move", "tail")
             named = {name: built[f"slim_{name}"] for name in others}
-            return _Kernels(step, **named, clusters=max(1, step.clusters()))
+            return _Kernels(step, **named, placed=placed, clusters=max(1, step.clusters()))
     except NoKernel as why:
         _say(str(why))
         return None
