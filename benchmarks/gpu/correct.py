@@ -208,8 +208,9 @@ def bad_numbers() -> dict[str, bool]:
 
 def run() -> dict[str, Any]:
     """Every case, one line each."""
-    cases = [check(case) for case in CASES]
-    for row in cases:
+    cases = []
+    for case in CASES:
+        cases.append(row := check(case))
         shown = " ".join(f"{k}={v}" for k, v in row.items() if v not in (0, False) and k not in ("ok",))
         print("ok " if row["ok"] else "BAD", shown, flush=True)
     bad = bad_numbers()
