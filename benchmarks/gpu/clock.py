@@ -62,15 +62,13 @@ def captured(call: Callable[[], Any], warm: int = 3) -> torch.cuda.CUDAGraph:
 
 def milliseconds(call: Callable[[], Any], repeats: int = 20) -> float:
     """Median milliseconds of one call inside a CUDA graph; of one plain call where there is no card."""
-    if torch.cuda.is_available():
-        return side_by_side([call], repeats)[0]
-    begin = time.perf_counter()
-    call()
-    return (time.perf_counter() - begin) * 1e3
+    return side_by_side([call], repeats)[0]
 
 
 def side_by_side(calls: list[Callable[[], Any]], repeats: int = 20) -> list[float]:
     """Median milliseconds of each call, replayed in turns so that a card that warms up favours none."""
+    if not torch.cuda.is_available():
+        return [_once(call) for call in calls]
     graphs = [captured(call) for call in calls]
     spans: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + 5):
@@ -85,6 +83,12 @@ def side_by_side(calls: list[Callable[[], Any]], repeats: int = 20) -> list[floa
     for graph in graphs:
         graph.reset()
     return [sorted(taken)[len(taken) // 2] for taken in spans]
+
+
+def _once(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e3
 
 
 def copy_bandwidth() -> float:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.gpu.clock import BUDGET, distance, side_by_side
+from benchmarks.gpu.geometry import DEVICE
 from tricks.shipped.flash_kernel import norm_linear
 
 SPEC = [(576, 960), (2048, 2560), (4096, 6144)]
@@ -19,32 +20,49 @@ COMMON = [(4096, 12288), (4096, 22016), (3072, 9216), (8192, 10240)]
 TOKENS = [1, 16, 64, 256, 1024, 4096]
 
 
-def shape(width: int, columns: int, tokens: int) -> dict[str, Any]:
-    """Microseconds of stock norm + linear, of the linear alone and of ours, and our error against float64."""
-    copies = max(1, min(128, (256 << 20) // (2 * width * columns)))
-    weights = [torch.randn(columns, width, device="cuda", dtype=torch.bfloat16) / 64 for _ in range(copies)]
-    x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
-    gain = torch.randn(width, device="cuda", dtype=torch.bfloat16)
+class Case:
+    """One product: x [tokens, width], enough weights [columns, width], and the result in float64."""
 
-    def stock(weight: torch.Tensor) -> torch.Tensor:
-        return functional.linear(functional.rms_norm(x, (width,), gain, 1e-6), weight)
+    def __init__(self, width: int, columns: int, tokens: int, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.width = width
+        given: dict[str, Any] = {"device": DEVICE, "dtype": dtype}
+        # At least four, so that what launching a graph takes counts little.
+        copies = max(4, min(128, (256 << 20) // (2 * width * columns)))
+        self.weights = [torch.randn(columns, width, **given) / 64 for _ in range(copies)]
+        self.x = torch.randn(tokens, width, **given)
+        self.gain = torch.randn(width, **given)
+        wide = functional.rms_norm(self.x.double(), (width,), eps=1e-6)
+        self.exact = wide @ self.weights[0].double().T
+        self.rounding = distance(self.exact.to(dtype), self.exact)
 
-    def ours(weight: torch.Tensor) -> torch.Tensor:
+    def stock(self, weight: torch.Tensor) -> torch.Tensor:
+        return functional.linear(functional.rms_norm(self.x, (self.width,), self.gain, 1e-6), weight)
+
+    def linear(self, weight: torch.Tensor) -> torch.Tensor:
+        return functional.linear(self.x, weight)
+
+    def ours(self, weight: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            fused = norm_linear(x, weight, None, 1e-6)
+            fused = norm_linear(self.x, weight, None, 1e-6)
         if fused is not None:
             return fused
-        return functional.linear(functional.rms_norm(x, (width,), None, 1e-6), weight)
+        return functional.linear(functional.rms_norm(self.x, (self.width,), None, 1e-6), weight)
 
-    def through(call: Callable[[torch.Tensor], Any]) -> Callable[[], Any]:
-        return lambda: [call(weight) for weight in weights]
+    def microseconds(self, calls: list[Callable[[torch.Tensor], Any]]) -> list[float]:
+        """Of one call of each, graphs of all weights replayed in turns."""
 
-    spans = side_by_side([through(call) for call in (stock, lambda w: functional.linear(x, w), ours)])
-    times = dict(
-        zip(("stock_us", "linear_us", "flashnorm_us"), (s / copies * 1e3 for s in spans), strict=True)
-    )
-    exact = functional.rms_norm(x.double(), (width,), eps=1e-6) @ weights[0].double().T
-    first = ours(weights[0])
+        def through(call: Callable[[torch.Tensor], Any]) -> Callable[[], Any]:
+            return lambda: [call(weight) for weight in self.weights]
+
+        return [ms / len(self.weights) * 1e3 for ms in side_by_side([through(call) for call in calls])]
+
+
+def shape(width: int, columns: int, tokens: int) -> dict[str, Any]:
+    """Microseconds of stock norm + linear, of the linear alone and of ours, and our error against float64."""
+    case = Case(width, columns, tokens)
+    spans = case.microseconds([case.stock, case.linear, case.ours])
+    times = dict(zip(("stock_us", "linear_us", "flashnorm_us"), spans, strict=True))
+    first = case.ours(case.weights[0])
     return {
         "width": width,
         "columns": columns,
@@ -52,9 +70,9 @@ def shape(width: int, columns: int, tokens: int) -> dict[str, Any]:
         **times,
         "speedup": times["stock_us"] / times["flashnorm_us"],
         "of_linear_alone": times["flashnorm_us"] / times["linear_us"],
-        "error": distance(first, exact),
-        "rounding": distance(exact.to(first.dtype), exact),
-        "same_bits": all(torch.equal(first, ours(weights[0])) for _ in range(200)),
+        "error": distance(first, case.exact),
+        "rounding": case.rounding,
+        "same_bits": all(torch.equal(first, case.ours(case.weights[0])) for _ in range(200)),
     }
 
 

@@ -9,8 +9,9 @@ proposition 2. Beyond `MOST_TOKENS` norm and product stay two steps, the product
 
 from __future__ import annotations
 
+import functools
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,30 +21,34 @@ MOST_TOKENS = 16
 try:
     import triton
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:
     triton = None
 
 if triton is not None:
 
     @triton.jit
-    def _kernel(
+    def _several(
         x_at, w_at, bias_at, y_at, tokens, columns, eps,
-        WIDTH: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
+        WIDTH: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         # Transposed, yᵀ = W · xᵀ: the columns fill the tensor cores' rows, however few the tokens are.
+        if EARLY:
+            gdc_launch_dependents()
+            gdc_wait()
         row, column = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
-        x_rows = x_at + tl.minimum(row, tokens - 1)[None, :] * WIDTH
+        x_rows, there = x_at + row[None, :] * WIDTH, row[None, :] < tokens
         w_rows = w_at + tl.minimum(column, columns - 1)[:, None].to(tl.int64) * WIDTH
         sums = tl.zeros((BN, BM), dtype=tl.float32)
         squares = tl.zeros((BM,), dtype=tl.float32)
         for begin in range(0, WIDTH, BK):
             k = begin + tl.arange(0, BK)
             if EVEN:
-                x = tl.load(x_rows + k[:, None])
-                w = tl.load(w_rows + k[None, :])
+                x = tl.load(x_rows + k[:, None], mask=there, other=0.0)
+                w = tl.load(w_rows + k[None, :], eviction_policy="evict_first")
             else:
-                x = tl.load(x_rows + k[:, None], mask=k[:, None] < WIDTH, other=0.0)
+                x = tl.load(x_rows + k[:, None], mask=there & (k[:, None] < WIDTH), other=0.0)
                 w = tl.load(w_rows + k[None, :], mask=k[None, :] < WIDTH, other=0.0)
             sums = tl.dot(w, x, sums)
             wide = x.to(tl.float32)
@@ -53,6 +58,54 @@ if triton is not None:
             y += tl.load(bias_at + column, mask=column < columns, other=0.0).to(tl.float32)[:, None]
         at = y_at + row[None, :] * columns + column[:, None]
         tl.store(at, y.to(y_at.dtype.element_ty), mask=(row[None, :] < tokens) & (column[:, None] < columns))
+
+    @triton.jit
+    def _one(
+        x_at, w_at, bias_at, y_at, tokens, columns, eps,
+        WIDTH: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
+        BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ):  # fmt: skip
+        # Nothing for tensor cores to do: every load of a piece of W is under way before the first is used.
+        if EARLY:
+            gdc_launch_dependents()
+            gdc_wait()
+        column = tl.program_id(0) * BN + tl.arange(0, BN)
+        w_rows = w_at + tl.minimum(column, columns - 1)[:, None].to(tl.int64) * WIDTH
+        sums = tl.zeros((BN,), dtype=tl.float32)
+        squares = tl.zeros((BK,), dtype=tl.float32)
+        for begin in tl.static_range(0, WIDTH, BK):
+            k = begin + tl.arange(0, BK)
+            if EVEN:
+                w = tl.load(w_rows + k[None, :], eviction_policy="evict_first")
+                x = tl.load(x_at + k)
+            else:
+                w = tl.load(w_rows + k[None, :], mask=k[None, :] < WIDTH, other=0.0)
+                x = tl.load(x_at + k, mask=k < WIDTH, other=0.0)
+            wide = x.to(tl.float32)
+            sums += tl.sum(w.to(tl.float32) * wide[None, :], axis=1)
+            squares += wide * wide
+        y = sums * tl.rsqrt(tl.sum(squares) / WIDTH + eps)
+        if BIAS:
+            y += tl.load(bias_at + column, mask=column < columns, other=0.0).to(tl.float32)
+        tl.store(y_at + column, y.to(y_at.dtype.element_ty), mask=column < columns)
+
+
+class Tiles(NamedTuple):
+    """How a kernel is cut.
+
+    Args:
+        rows: of x that a program takes, 1, 8 or 16; with 1 the product is made without tensor cores.
+        columns, width: of W that a program takes at a time.
+        stages: of the pipeline.
+        early: whether the card may begin to launch the kernel before the one before it has ended.
+    """
+
+    rows: int
+    columns: int
+    width: int
+    warps: int
+    stages: int
+    early: bool = False
 
 
 def norm_linear(
@@ -65,62 +118,68 @@ def norm_linear(
         weight: [out, n], rows contiguous.
     """
     tokens = x.numel() // x.shape[-1]
-    if not x.is_cuda or tokens > MOST_TOKENS or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not 0 < tokens <= MOST_TOKENS or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
-    if (
-        x.dtype not in (torch.float16, torch.bfloat16)
-        or weight.dtype != x.dtype
-        or not weight.is_contiguous()
-    ):
+    if (why := refusal(x.device, x.dtype)) is not None:
+        _say(why)
         return None
-    if triton is None:
-        _say("no Triton")
-    if _said:
+    if weight.dtype != x.dtype or not weight.is_contiguous():
         return None
     try:
-        return launch(x, weight, bias, eps, *blocks(weight.shape[1]))
+        return launch(x, weight, bias, eps, tiles(tokens, *weight.shape))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - a card too old, no C compiler: Triton has many words for it
-        _say(f"Triton does not compile the kernel ({str(error).strip().splitlines()[-1][:120]})")
+    except Exception as error:  # noqa: BLE001 - no C compiler, a card too old: Triton has many words for it
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1][:120]
+        _failed[x.device] = f"Triton does not compile the kernel ({last})"
+        _say(_failed[x.device])
         return None
 
 
-def blocks(width: int) -> tuple[int, int, int, int]:
-    """Tile of columns, of the width; warps; stages of the pipeline. Found by trying on an H200.
+def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why no kernel runs there, or None."""
+    return _failed.get(device) or _refusal(device, dtype)
+
+
+@functools.cache
+def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" or torch.version.hip:
+        return f"no CUDA on {device}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than Ampere"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"the kernel takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    return "no Triton" if triton is None else None
+
+
+_failed: dict[torch.device, str] = {}
+
+
+def tiles(tokens: int, columns: int, width: int) -> Tiles:
+    """The tiles for a product of these sizes. Found by trying on an H200.
 
     Not eight warps: with two warp groups reading one tile of x, Triton 3.6 gave wrong sums.
     """
-    return (64, 256, 4, 4) if width % 256 == 0 else (64, 64, 4, 5)
+    return Tiles(16, 64, 256, 4, 4) if width % 256 == 0 else Tiles(16, 64, 64, 4, 5)
 
 
 def launch(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    eps: float,
-    columns: int,
-    width: int,
-    warps: int,
-    stages: int,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float, cut: Tiles
 ) -> torch.Tensor:
     """The kernel with given tiles, on any device that Triton has."""
     flat = x.reshape(-1, x.shape[-1])
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    grid = (triton.cdiv(weight.shape[0], columns),)
-    kernel: Any = _kernel
+    grid = (triton.cdiv(weight.shape[0], cut.columns),)
+    kernel: Any = _one if cut.rows == 1 else _several
     kernel[grid](
         flat, weight, bias, y, flat.shape[0], weight.shape[0], eps,
-        WIDTH=flat.shape[1], BIAS=bias is not None, EVEN=flat.shape[1] % width == 0,
-        BM=MOST_TOKENS, BN=columns, BK=width, num_warps=warps, num_stages=stages,
+        WIDTH=flat.shape[1], BIAS=bias is not None, EVEN=flat.shape[1] % cut.width == 0, EARLY=cut.early,
+        BM=cut.rows, BN=cut.columns, BK=cut.width, num_warps=cut.warps, num_stages=cut.stages,
+        **({"launch_pdl": True} if cut.early else {}),
     )  # fmt: skip
     return y
 
 
-_said: list[str] = []
-
-
+@functools.cache
 def _say(why: str) -> None:
-    if not _said:
-        _said.append(why)
-        _log.warning("FlashNorm runs in plain torch: %s", why)
+    _log.warning("FlashNorm runs in plain torch: %s", why)
