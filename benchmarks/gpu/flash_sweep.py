@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.clock import captured, copy_bandwidth, distance
+from benchmarks.gpu.clock import copy_bandwidth, distance
 from benchmarks.gpu.flashnorm import COMMON, SPEC, Case
 from benchmarks.gpu.run import RESULTS
 from tricks.shipped.flash_kernel import Tiles, launch
@@ -39,15 +39,13 @@ _ONE = [
 ]  # fmt: skip
 
 
-def candidates(tokens: int, width: int, early: bool = True) -> list[Tiles]:
-    """All tiles to try, each also launched early."""
-    launches = (False, True) if early else (False,)
-    rows = 8 if tokens <= 8 else 16
-    cuts = [Tiles(rows, *one) for one in _SEVERAL]
+def candidates(tokens: int, width: int) -> list[Tiles]:
+    """All tiles to try."""
+    cuts = [Tiles(16, *one) for one in _SEVERAL]
     if tokens == 1:
         cuts += [Tiles(1, *one) for one in _ONE]
     wide = 1 << (width - 1).bit_length()
-    return [cut._replace(early=early) for cut in cuts if cut.width <= wide for early in launches]
+    return [cut for cut in cuts if cut.width <= wide]
 
 
 def compile_all(widths: list[int]) -> None:
@@ -69,13 +67,13 @@ def _compile(jobs: list[tuple[int, int, Tiles]]) -> None:
             continue
 
 
-def sweep(width: int, columns: int, tokens: int, bandwidth: float, early: bool) -> dict[str, Any]:
+def sweep(width: int, columns: int, tokens: int, bandwidth: float) -> dict[str, Any]:
     """One shape: microseconds by name, the candidates' sorted."""
     case = Case(width, columns, tokens)
     calls = {"stock": case.stock, "linear": case.linear, "current": case.ours}
     cuts: dict[str, Tiles] = {}
     refused = {}
-    for cut in candidates(tokens, width, early):
+    for cut in candidates(tokens, width):
         try:
             first = launch(case.x, case.weights[0], None, 1e-6, cut)
             off = distance(first, case.exact)
@@ -102,21 +100,9 @@ def sweep(width: int, columns: int, tokens: int, bandwidth: float, early: bool) 
     }
 
 
-def goes_early() -> bool:
-    """Whether a CUDA graph takes a kernel that is launched early."""
-    x, weight = (torch.ones(n, 512, device="cuda", dtype=torch.bfloat16) for n in (1, 256))
-    try:
-        captured(lambda: launch(x, weight, None, 1e-6, Tiles(1, 4, 512, 2, 1, True))).replay()
-        torch.cuda.synchronize()
-    except Exception as error:  # noqa: BLE001 - then it is not tried
-        print(f"no early launches: {str(error).strip().splitlines()[0][:100]}", flush=True)
-        return False
-    return True
-
-
 def name(cut: Tiles) -> str:
     """Short for a table."""
-    return f"{cut.rows}/{cut.columns}/{cut.width}/{cut.warps}/{cut.stages}{'e' if cut.early else ''}"
+    return f"{cut.rows}/{cut.columns}/{cut.width}/{cut.warps}/{cut.stages}"
 
 
 def main(arguments: list[str]) -> int:
@@ -132,17 +118,16 @@ def main(arguments: list[str]) -> int:
     begin = time.perf_counter()
     compile_all(sorted({width for width, _ in shapes}))
     print(
-        f"compiled in {time.perf_counter() - begin:.0f} s; rows/columns/width/warps/stages, e: early",
+        f"compiled in {time.perf_counter() - begin:.0f} s; rows/columns/width/warps/stages",
         flush=True,
     )
     bandwidth = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}, {bandwidth / 1e12:.2f} TB/s", flush=True)
-    early = goes_early()
     rows = []
     out = Path(os.environ.get("OUT", RESULTS.parent)) / "flash_sweep.json"
     for tokens in TOKENS:
         for width, columns in shapes:
-            row = sweep(width, columns, tokens, bandwidth, early)
+            row = sweep(width, columns, tokens, bandwidth)
             rows.append(row)
             best = ", ".join(f"{key} {us:.1f}" for key, us in list(row["candidates"].items())[:6])
             print(

@@ -21,7 +21,6 @@ MOST_TOKENS = 16
 try:
     import triton
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:
     triton = None
 
@@ -30,13 +29,10 @@ if triton is not None:
     @triton.jit
     def _several(
         x_at, w_at, bias_at, y_at, tokens, columns, eps,
-        WIDTH: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
+        WIDTH: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         # Transposed, yᵀ = W · xᵀ: the columns fill the tensor cores' rows, however few the tokens are.
-        if EARLY:
-            gdc_launch_dependents()
-            gdc_wait()
         row, column = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
         x_rows, there = x_at + row[None, :] * WIDTH, row[None, :] < tokens
         w_rows = w_at + tl.minimum(column, columns - 1)[:, None].to(tl.int64) * WIDTH
@@ -62,13 +58,10 @@ if triton is not None:
     @triton.jit
     def _one(
         x_at, w_at, bias_at, y_at, tokens, columns, eps,
-        WIDTH: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, EARLY: tl.constexpr,
+        WIDTH: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         # Nothing for tensor cores to do: every load of a piece of W is under way before the first is used.
-        if EARLY:
-            gdc_launch_dependents()
-            gdc_wait()
         column = tl.program_id(0) * BN + tl.arange(0, BN)
         w_rows = w_at + tl.minimum(column, columns - 1)[:, None].to(tl.int64) * WIDTH
         sums = tl.zeros((BN,), dtype=tl.float32)
@@ -97,7 +90,6 @@ class Tiles(NamedTuple):
         rows: of x that a program takes, 1, 8 or 16; with 1 the product is made without tensor cores.
         columns, width: of W that a program takes at a time.
         stages: of the pipeline.
-        early: whether the card may begin to launch the kernel before the one before it has ended.
     """
 
     rows: int
@@ -105,7 +97,6 @@ class Tiles(NamedTuple):
     width: int
     warps: int
     stages: int
-    early: bool = False
 
 
 def norm_linear(
@@ -156,11 +147,15 @@ _failed: dict[torch.device, str] = {}
 
 
 def tiles(tokens: int, columns: int, width: int) -> Tiles:
-    """The tiles for a product of these sizes. Found by trying on an H200.
+    """The tiles for a product of these sizes, the best of `benchmarks.gpu.flash_sweep` on an H200.
 
-    Not eight warps: with two warp groups reading one tile of x, Triton 3.6 gave wrong sums.
+    No tiles of 128 columns, no eight warps: Triton 3.6 made sums of them that were wrong, now and then.
     """
-    return Tiles(16, 64, 256, 4, 4) if width % 256 == 0 else Tiles(16, 64, 64, 4, 5)
+    if tokens == 1:
+        return Tiles(1, 1, min(4096, 1 << (width - 1).bit_length()), 2, 1)
+    if width % 128 or columns > 16384:
+        return Tiles(16, 64, 64, 4, 6)
+    return Tiles(16, 64, 128, 4, 4)
 
 
 def launch(
@@ -173,9 +168,8 @@ def launch(
     kernel: Any = _one if cut.rows == 1 else _several
     kernel[grid](
         flat, weight, bias, y, flat.shape[0], weight.shape[0], eps,
-        WIDTH=flat.shape[1], BIAS=bias is not None, EVEN=flat.shape[1] % cut.width == 0, EARLY=cut.early,
+        WIDTH=flat.shape[1], BIAS=bias is not None, EVEN=flat.shape[1] % cut.width == 0,
         BM=cut.rows, BN=cut.columns, BK=cut.width, num_warps=cut.warps, num_stages=cut.stages,
-        **({"launch_pdl": True} if cut.early else {}),
     )  # fmt: skip
     return y
 
