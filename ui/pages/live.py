@@ -22,7 +22,7 @@ from service.jobs import Job, Stage, State
 from tricks import TricksmithError
 from ui.pages import parts, sides
 from ui.pages.card import as_html
-from ui.pages.escape import esc, when
+from ui.pages.escape import clock, esc
 from ui.pages.visitor import Visitor
 from ui.rates import WINDOW_S, per_second
 
@@ -297,7 +297,7 @@ def _may_have_evidence(job: Job) -> bool:
 def _log(lines: deque[tuple[float, str]]) -> str:
     if not lines:
         return ""
-    items = "".join(f"<li>{when(at)} {esc(text)}</li>" for at, text in lines)
+    items = "".join(f"<li>{clock(at)} {esc(text)}</li>" for at, text in lines)
     # The role stands around the list: on the list itself it would take away what its items are.
     return (
         f'<div class="ts-log" tabindex="0" role="log" aria-label="Log" aria-live="off"><ol>{items}</ol></div>'
