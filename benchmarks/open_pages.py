@@ -32,12 +32,14 @@ class Busy:
     """Keeps the real worker at work: models/tiny-llama is converted and verified, one job after the other."""
 
     def __init__(self, settings: Settings, out: Path) -> None:
-        self._settings, self._out, self._over = settings, out, threading.Event()
+        self._settings, self._out = settings, out
+        self._begun, self._over = threading.Event(), threading.Event()
         self.done: list[str] = []
         self._thread = threading.Thread(target=self._work)
 
     def __enter__(self) -> Busy:
         self._thread.start()
+        self._begun.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,6 +50,7 @@ class Busy:
         with Service(self._settings) as service:
             while not self._over.is_set():
                 job = service.submit(str(MODEL), ["flashnorm"], str(self._out / str(len(self.done))))
+                self._begun.set()
                 while not (job := service.job(job.id)).state.final and not self._over.wait(0.2):
                     pass
                 if job.state.final:
