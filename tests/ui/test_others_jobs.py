@@ -131,7 +131,25 @@ def test_watches_are_the_operators(service: Service) -> None:
     for call in calls:
         with pytest.raises(gr.Error, match="operator"):
             call(request(session("eve")))
-    assert "operator" in watches.Handlers(service).opened(request(session("eve")))[1]
+    actions = watches.Handlers(service).actions
+    made = actions.save("", "author", "secret-author", ["flashnorm"], "me", 15, 1, False)
+    for who in (session("eve"), session("ann", -1), {}):
+        shown = watches.Handlers(service).opened(request(who))
+        assert "operator" in shown[1]
+        assert "secret-author" not in str(shown)
+        assert "secret-author" not in str(watches.Handlers(service).load(made.id, request(who)))
+
+
+def test_a_watch_that_is_changed_on_the_page_keeps_the_options_of_its_tricks(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OAUTH_CLIENT_ID")  # the operator's own machine
+    on, us = watches.Handlers(service), request({})
+    made = on.actions.save("", "author", "ann", ["flashnorm:form=strict", "slim"], "me", 15, 1, False)
+    on.save(made.id, "author", "ann", ["flashnorm", "precompute"], "me", 30, 2, False, us)
+    (changed,) = service.watches.all()
+    assert (changed.id, changed.per_day) == (made.id, 2)
+    assert sorted(changed.tricks) == ["flashnorm:form=strict", "precompute"]
 
 
 def test_a_sign_in_that_ends_midway_loses_nothing_and_uses_no_other_token(

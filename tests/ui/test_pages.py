@@ -7,10 +7,12 @@ import time
 import pytest
 
 from service.jobs import Job, Stage, State
-from tricks import BadInput, Place, Plan, parse_trick
+from tricks import TRICKS, BadInput, Place, Plan, parse_trick
 from ui.pages import parts
 from ui.pages.card import as_html
+from ui.pages.escape import breakable
 from ui.pages.guard import check_folders, is_loopback
+from ui.pages.words import OPTIONS
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -77,6 +79,38 @@ def test_stages_before_the_running_one_are_done() -> None:
     assert shown.count("ts-done") == 3
     assert 'aria-valuenow="50"' in shown
     assert parts.stages(job(state=State.PUBLISHED, stage=Stage.PUBLISH), None).count("ts-done") == 6
+
+
+def test_a_cancelled_job_no_longer_waits() -> None:
+    assert "waiting for a worker" in parts.job_head(job(state=State.QUEUED, started=None))
+    assert "waiting" not in parts.job_head(job(state=State.CANCELLED, started=None))
+
+
+def test_a_rejected_job_says_why_in_the_queue() -> None:
+    shown = parts.jobs_table([job(state=State.REJECTED, verdict="different", reason="0.5 is above 0.1")])
+    assert "0.5 is above 0.1" in shown
+
+
+def test_names_may_break_and_numbers_may_not() -> None:
+    assert breakable("model.layers.0.self_attn: 3.29e-05") == (
+        "model.<wbr>layers.<wbr>0.<wbr>self_<wbr>attn: 3.29e-05"
+    )
+
+
+def test_the_figures_that_say_most_come_first() -> None:
+    rows = [("KL divergence", "1e-5"), ("perplexity", "31.8"), ("total variation", "0.1")]
+    shown = parts.figures(rows)
+    before, _, after = shown.partition("<details")
+    assert "31.8" in before
+    assert "KL divergence" in after
+    assert "2 more figures" in after
+    assert "<details" not in parts.figures([("a figure of a kind to come", "1")])
+
+
+def test_every_option_is_explained() -> None:
+    assert {trick: set(options) for trick, options in TRICKS.items() if options} == {
+        trick: set(options) for trick, options in OPTIONS.items()
+    }
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])

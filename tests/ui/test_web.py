@@ -65,6 +65,8 @@ def test_from_form_to_card(page: Page, url: str, model: Path, tmp_path: Path) ->
     expect(plan).to_contain_text("input_layernorm")
     expect(plan).to_contain_text("proven in float64")
     expect(convert).to_be_enabled()
+    # Every trick's line, whichever came first.
+    expect(page.locator("#chart-cache")).to_contain_text("slim", timeout=SLOW_MS)
 
     convert.click()
     page.wait_for_url("**/job?id=*", timeout=SLOW_MS)
@@ -123,6 +125,15 @@ def test_a_refusal_is_one_line_and_nothing_typed_is_lost(page: Page, url: str, t
     expect(page.get_by_role("button", name="Convert")).to_be_disabled()
     assert page.locator("#problem img").count() == 0
     assert not dialogs
+
+
+def test_on_a_phone_the_plan_is_led_to(page: Page, url: str, small_model: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    with page.expect_response("**/queue/join*"):  # the page's own first question: it is ready
+        page.goto(url)
+    page.get_by_label("Model", exact=True).fill(str(small_model))
+    page.get_by_role("button", name="Show plan").click()
+    expect(page.locator("#facts h2")).to_be_in_viewport(timeout=SLOW_MS)
 
 
 def test_a_changed_request_needs_a_new_plan(page: Page, url: str, model: Path) -> None:

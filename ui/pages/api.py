@@ -230,7 +230,8 @@ def build(service: Service, *, folders: bool, gpu: Gpu | None = None) -> None:
         api(function, api_name=function.__name__, concurrency_limit=8)
         said = " ".join((function.__doc__ or "").split())
         names = [name for name in function.__annotations__ if name not in ("request", "return")]
-        listed.append(f"- **`/{function.__name__}`** (`{', '.join(names)}`): {said}")
+        taken = f"`{', '.join(names)}`" if names else "no arguments"
+        listed.append(f"- **`/{function.__name__}`** ({taken}): {said}")
     gr.HTML(parts.brand())
     gr.Markdown("\n".join(["## For programs", *listed]), elem_id="api")
     # Not gr.Code: its colours are too pale to read.

@@ -40,6 +40,11 @@ _ADDRESS = (
     "(q) => { if (q && q !== window.location.search) "
     "window.history.pushState(null, '', window.location.pathname + q); }"
 )
+# On a phone what was asked for stands below the form.
+_DOWN = (
+    "() => { const at = document.querySelector('#facts'); "
+    "if (at.getBoundingClientRect().top > window.innerHeight) at.scrollIntoView(); }"
+)
 _CHANGED = f"() => [{json.dumps(parts.hint(_STALE))}, {{ __type__: 'update', interactive: false }}]"
 
 
@@ -150,8 +155,14 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
 
     look: dict[str, Any] = {"concurrency_limit": 4, "concurrency_id": "explore", **quiet}
     looked = gr.on(
-        [show.click, model.select], look_at, [drawn.batch, *asked], shown, trigger_mode="always_last", **look
+        [show.click, model.select],
+        look_at,
+        [drawn.batch, *asked],
+        shown,
+        trigger_mode="always_last",
+        **look,
     )
+    show.click(None, None, None, js=_DOWN, **quiet)
     at.change(None, at, None, js=_ADDRESS)
     opening = page.load(on.opened, None, [named, *asked, *chosen.groups.values()], **quiet)
     opened = opening.then(_where_named(look_at, len(shown)), [named, drawn.batch, *asked], shown, **look)

@@ -13,7 +13,7 @@ import gradio as gr
 from service.api import Service
 from service.evidence_request import EvidenceRequest
 from service.explore import QUICK, Explored
-from tricks import TRICKS, BadInput, TricksmithError
+from tricks import TRICKS, BadInput, Plan, TricksmithError
 from ui.pages import charts, found, options, parts
 from ui.pages.guard import check_folders
 from ui.pages.visitor import visitor
@@ -27,6 +27,8 @@ _READING = "Reading config and headers …"
 _PROVING = "Proving the plan on a small model of the same class …"
 _SAME: list[Any] = [gr.skip()] * 7
 """Facts, wiring, cards and plots, left as they are."""
+_NO_CACHE: list[Any] = [gr.update(visible=False)] * 2
+"""Batch and cache chart, hidden: drawn before all of its lines are known, Gradio's chart keeps to those."""
 _REST: list[Any] = [gr.skip()] * 5
 """Plan, problem, button, address and what was seen, left as they are."""
 
@@ -58,15 +60,19 @@ class Handlers:
         try:
             model, recipe = self._asked(model, chosen, values[:-1])
             check_folders(self.folders, model=model)
-            yield [parts.waiting(_READING), *_SAME[1:], "", "", off, "", None]
+            yield [parts.waiting(_READING), *_SAME[1:4], *_NO_CACHE, _SAME[6], "", "", off, "", None]
             quick = [name for name in TRICKS if name in (*QUICK, *chosen)]
             seen = self.service.explore(model, asker.token, quick)
             at = address(model, recipe)
-            yield [*self._first(seen, int(batch)), parts.waiting(_PROVING), "", off, at, seen]
+            more = len(quick) < len(TRICKS) and (seen.figures.layers or 0) <= found.DEEPEST
+            first = self._first(seen, int(batch))
+            if more:
+                first[4:6] = _NO_CACHE
+            yield [*first, parts.waiting(_PROVING), "", off, at, seen]
             ready = self.service.preflight(model, recipe, asker.token)
             plan = parts.plan_view(ready.plan) + found.before(ready)
             yield [*_SAME, plan, "", gr.update(interactive=ready.plan.fits), gr.skip(), gr.skip()]
-            if len(quick) < len(TRICKS) and (seen.figures.layers or 0) <= found.DEEPEST:
+            if more:
                 seen = self.service.explore(model, asker.token)
                 yield [*self._first(seen, int(batch)), *_REST[:-1], seen]
         except TricksmithError as error:
@@ -87,14 +93,14 @@ class Handlers:
         return found.takes(seconds)
 
     def _first(self, seen: Explored, batch: int) -> list[Any]:
-        plans = [(look.trick.name, look.plan) for look in seen.looks if look.plan is not None and look.fits]
+        plans = _fitting(seen)
         return [
             found.facts(seen),
             found.wiring(seen),
             found.cards(seen),
             charts.bars(charts.weights(seen)),
             gr.update(visible=seen.figures.cache_per_token is not None),
-            charts.drawn(charts.cache(seen.figures, plans, batch)),
+            charts.lines(charts.cache(seen.figures, plans, batch)),
             charts.bars(charts.reads(plans)),
         ]
 
@@ -102,8 +108,8 @@ class Handlers:
         """The cache chart at another batch size."""
         if seen is None:
             return gr.skip()
-        plans = [(look.trick.name, look.plan) for look in seen.looks if look.plan is not None and look.fits]
-        return charts.drawn(charts.cache(seen.figures, plans, int(batch)))
+        plans = _fitting(seen)
+        return charts.lines(charts.cache(seen.figures, plans, int(batch)))
 
     def submit(
         self,
@@ -157,6 +163,10 @@ class Handlers:
         recipe = [text[:LONGEST] for text in query.getlist("trick")] or list(FIRST)
         chosen, values = self.options.values(recipe)
         return [True, model, chosen, *values, *self.options.shown(chosen)]
+
+
+def _fitting(seen: Explored) -> list[tuple[str, Plan]]:
+    return [(look.trick.name, look.plan) for look in seen.looks if look.plan is not None and look.fits]
 
 
 def address(model: str, recipe: list[str]) -> str:

@@ -41,7 +41,8 @@ def facts(seen: Explored) -> str:
 def wiring(seen: Explored) -> str:
     """The picture with its legend."""
     plans = [(_number(look), look.plan) for look in seen.looks if look.plan is not None]
-    names = [(_number(look), look.trick.name) for look in seen.looks]
+    looks = sorted(seen.looks, key=lambda look: rank(look.trick.name))
+    names = [(_number(look), look.trick.name) for look in looks]
     places = [place for _, plan in plans for place in plan.places]
     return (
         '<section class="ts-wiring"><h3>Wiring, and what each trick touches</h3>'
@@ -98,7 +99,9 @@ def _card(number: int, look: Look) -> str:
             f"<li>{breakable(reason)} ({esc(count(number, 'place'))})</li>"
             for reason, number in reasons.most_common(_REASONS)
         )
-        body.append(f"<p>Not {'everywhere, ' if look.fits else ''}because:</p><ul>{items}</ul>")
+        body.append(
+            f"<p>{'Not everywhere' if look.fits else 'It does not fit'}, because:</p><ul>{items}</ul>"
+        )
     return f'<article class="ts-card">{head}{said}{"".join(body)}</article>'
 
 

@@ -10,7 +10,7 @@ from service.api import Service
 from service.jobs import Job, State
 from tricks import TricksmithError
 from ui.pages import parts
-from ui.pages.escape import breakable, esc, when
+from ui.pages.escape import esc, when
 from ui.pages.visitor import Visitor, visitor
 from ui.pages.words import in_order
 
@@ -39,8 +39,8 @@ def build(page: gr.Blocks, service: Service) -> None:
 
     gr.HTML(parts.brand())
     with gr.Row():
-        words = gr.Textbox(label="Name holds", max_length=100, elem_id="gallery-words")
-        tricks = gr.CheckboxGroup(choices=in_order(), label="Tricks", elem_id="gallery-tricks")
+        words = gr.Textbox(label="Name holds", max_length=100, min_width=280, elem_id="gallery-words")
+        tricks = gr.CheckboxGroup(choices=in_order(), label="Tricks", min_width=280, elem_id="gallery-tricks")
     shown = gr.HTML(elem_id="gallery")
     quiet: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": 8, "api_visibility": "private"}
     gr.on([page.load, words.change, tricks.change], show, [words, tricks], shown, **quiet)
@@ -69,7 +69,7 @@ def _fits(job: Job, words: str, tricks: list[str]) -> bool:
 
 def _card(service: Service, job: Job) -> str:
     rows = "".join(
-        f"<p><b>{esc(name)}</b>: {breakable(value)}</p>" for name, value in figures(service, job).items()
+        f"<p><b>{esc(name)}</b>: {esc(value)}</p>" for name, value in figures(service, job).items()
     )
     done = f'<p class="ts-quiet">{when(job.finished)}</p>' if job.finished else ""
     return (

@@ -7,8 +7,11 @@ const put = (told) => {
     if (html === undefined || at.told === html) continue;
     at.told = html;
     const inner = at.querySelector('[tabindex]'), top = inner ? inner.scrollTop : 0;
+    const ended = !inner || top + inner.clientHeight > inner.scrollHeight - 4;
     at.innerHTML = html;
-    if (inner && top && at.querySelector('[tabindex]')) at.querySelector('[tabindex]').scrollTop = top;
+    const anew = at.querySelector('[tabindex]');
+    // A log shows its last line, until somebody scrolls up.
+    if (anew) anew.scrollTop = ended && anew.matches('[role=log]') ? anew.scrollHeight : top;
   }
 };
 // Plan, picture and card: larger, and seldom another.

@@ -1,6 +1,6 @@
 """What open pages ask for again and again, told once: one reader per job, however many pages show it.
 
-A page asks a plain address (`live/job?id=...&seen=...`) about once a second and gets the pieces of HTML that
+A page asks a plain address (`live/job?id=...&seen=...`) every `LOOK_MS` and gets the pieces of HTML that
 changed, or nothing. That holds through a lost connection and a restart of this process: there is no stream
 to break, and the state is in Redis. Two readers of one job never read Redis twice within `FRESH_S`.
 """
@@ -22,13 +22,15 @@ from service.jobs import Job, Stage, State
 from tricks import TricksmithError
 from ui.pages import parts, sides
 from ui.pages.card import as_html
-from ui.pages.escape import esc, when
+from ui.pages.escape import clock, esc
 from ui.pages.visitor import Visitor
 from ui.rates import WINDOW_S, per_second
 
-FRESH_S = 0.5
-STALE_S = 1.0
+FRESH_S = 0.25
+STALE_S = 0.5
 """A job is shown as it was this long ago at most, where it is being read anew."""
+LOOK_MS = 800
+"""How soon a job's page asks again."""
 COMPARED_MS = 400
 """How soon a page that shows two models writing asks again."""
 _FORGET_S = 120.0
@@ -191,6 +193,7 @@ class Live:
             "said": esc(f"{job.state}{', ' + job.stage if job.state is State.RUNNING and job.stage else ''}"),
             "papers": reader.papers_version,
             "final": job.state.final,
+            "every": LOOK_MS,
             "where": self._where(job),
         }
         reader.snapshot = _snapshot({**told, "can": ""})
@@ -294,7 +297,7 @@ def _may_have_evidence(job: Job) -> bool:
 def _log(lines: deque[tuple[float, str]]) -> str:
     if not lines:
         return ""
-    items = "".join(f"<li>{when(at)} {esc(text)}</li>" for at, text in lines)
+    items = "".join(f"<li>{clock(at)} {esc(text)}</li>" for at, text in lines)
     # The role stands around the list: on the list itself it would take away what its items are.
     return (
         f'<div class="ts-log" tabindex="0" role="log" aria-label="Log" aria-live="off"><ol>{items}</ol></div>'

@@ -10,6 +10,7 @@ import gradio as gr
 
 from tricks import TRICKS, BadInput
 from tricks.options import Choice, Option
+from ui.pages.words import about_option
 
 _LONGEST = 60  # characters of an option's value
 
@@ -93,10 +94,9 @@ def build(chosen: Sequence[str]) -> Options:
 
 
 def _component(trick: str, name: str, option: Option) -> gr.components.Component:
-    label, identity = f"{trick}: {name}", f"option-{trick}-{name}"
+    label, identity, said = f"{trick}: {name}", f"option-{trick}-{name}", about_option(trick, name)
     if isinstance(option, Choice):
         words: list[str | int | float | tuple[str, str | int | float]] = list(option.words)
-        return gr.Radio(choices=words, value=option.default, label=label, elem_id=identity)
-    return gr.Textbox(
-        value=option.default, label=label, info=option.describe(), max_length=_LONGEST, elem_id=identity
-    )
+        return gr.Radio(choices=words, value=option.default, label=label, info=said or None, elem_id=identity)
+    info = "; ".join(each for each in (said, option.describe()) if each)
+    return gr.Textbox(value=option.default, label=label, info=info, max_length=_LONGEST, elem_id=identity)

@@ -60,7 +60,7 @@ def plan_view(plan: Plan) -> str:
     head = (
         f'<h2>Plan <span class="ts-quiet">{esc(plan.architecture)}</span></h2>'
         f'<p class="ts-lead">{fitting:,} of {esc(count(len(plan.places), "place"))} will change'
-        f"{'; lossless' if plan.lossless else '; approximate'}.</p>"
+        f"{_loss(plan) if fitting else ''}.</p>"
     )
     tiles = "".join(tile(name, value) for name, value in savings_rows(plan))
     rows = "".join(
@@ -76,6 +76,10 @@ def plan_view(plan: Plan) -> str:
     )
     proof = f'<p class="ts-proof">{"✓ " if plan.proof is not None else ""}{esc(proof_line(plan))}</p>'
     return f'<section class="ts-plan">{head}<div class="ts-tiles">{tiles}</div>{proof}{table}</section>'
+
+
+def _loss(plan: Plan) -> str:
+    return "; lossless" if plan.lossless else "; approximate"
 
 
 def short_name(model_or_place: str) -> str:
@@ -100,7 +104,7 @@ def job_head(job: Job) -> str:
     if job.finished and job.started:
         took = f"took {duration(job.finished - job.started)}"
     else:
-        took = "" if job.started else "waiting for a worker"
+        took = "waiting for a worker" if job.state is State.QUEUED else ""
     flags = [word for word, on in (("pull request", job.pr), ("private", job.private)) if on]
     facts = [f"Job {job.id}", ", ".join(job.tricks), *([took] if took else []), *flags]
     if job.attempts > 1:
@@ -177,10 +181,6 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
         return ""
     good = evidence.verdict.publishable
     why = "".join(f"<li>{esc(reason)}</li>" for reason in reasons(evidence))
-    figures = "".join(
-        f'<tr><th scope="row">{esc(name)}</th><td>{esc(value)}</td></tr>'
-        for name, value in evidence.headline()
-    )
     where = (
         f'<p class="ts-where">Published: {_link(job.result)}</p>'
         f'<p><a href="compare?job={esc(job.id)}">Watch both models write, side by side</a></p>'
@@ -190,8 +190,27 @@ def outcome(job: Job, evidence: Evidence | None) -> str:
     return (
         f'<section class="ts-verdict {"ts-yes" if good else "ts-no"}">'
         f"<h2>{'✓' if good else '✕'} {esc(str(evidence.verdict).capitalize())}</h2>"
-        f'<ul>{why}</ul><table class="ts-figures"><tbody>{figures}</tbody></table>{where}</section>'
+        f"<ul>{why}</ul>{figures(evidence.headline())}{where}</section>"
     )
+
+
+_FIRST_FIGURES = ("perplexity", "same best token", "greedy generation", "live cache")
+
+
+def figures(rows: Sequence[tuple[str, str]]) -> str:
+    """What says most to somebody who has read no paper; the rest where it is asked for."""
+    first = [row for row in rows if row[0].startswith(_FIRST_FIGURES)]
+    rest = [row for row in rows if row not in first]
+    if not first or not rest:
+        return _figure_table(rows)
+    said = esc(count(len(rest), "more figure"))
+    more = f'<details class="ts-details"><summary>{said}</summary>{_figure_table(rest)}</details>'
+    return _figure_table(first) + more
+
+
+def _figure_table(rows: Sequence[tuple[str, str]]) -> str:
+    shown = "".join(f'<tr><th scope="row">{esc(name)}</th><td>{esc(value)}</td></tr>' for name, value in rows)
+    return f'<table class="ts-figures"><tbody>{shown}</tbody></table>'
 
 
 def _link(target: str) -> str:
@@ -216,7 +235,8 @@ def jobs_table(jobs: Sequence[Job], everybody: Sequence[Job] = ()) -> str:
     if not rows:
         return hint("No jobs yet. Convert a model and it will be listed here.")
     return (
-        '<div class="ts-scroll" tabindex="0" role="region" aria-label="Jobs"><table class="ts-table ts-jobs">'
+        '<div class="ts-scroll ts-whole-length" tabindex="0" role="region" aria-label="Jobs">'
+        '<table class="ts-table ts-jobs">'
         '<thead><tr><th scope="col">State</th>'
         '<th scope="col">Job</th><th scope="col">Tricks</th><th scope="col">Stage, verdict or reason</th>'
         f'<th scope="col">Submitted</th></tr></thead><tbody>{rows}</tbody></table></div>'
@@ -228,7 +248,7 @@ def _standing(job: Job, queued: Sequence[float]) -> str:
         return f"number {list(queued).index(job.created) + 1} in line"
     if job.state is State.RUNNING and job.stage:
         return str(job.stage)
-    return str(job.verdict or job.reason or "")
+    return str((job.state is State.REJECTED and job.reason) or job.verdict or job.reason or "")
 
 
 def standing(ahead: int, seconds: float | None) -> str:

@@ -42,6 +42,9 @@ class Handlers:
         """(list, answer, the choice of watches) after an action."""
         try:
             check_operator(visitor(request))
+        except TricksmithError as error:
+            return "", parts.problem(str(error)), gr.update(choices=[])
+        try:
             said = action()
         except TricksmithError as error:
             said = parts.problem(str(error))
@@ -55,10 +58,12 @@ class Handlers:
     ) -> tuple[str, str, Any]:  # fmt: skip
         """Keep what the fields say: a new watch, or the chosen one changed."""
 
-        fields = (watch_id, kind, target, tricks, to, every, per_day, private)
-
         def act() -> str:
-            made = self.actions.save(*fields)
+            # The form has no fields for a trick's options: those that the watch has stay.
+            former = self.store.get(watch_id).tricks if watch_id else ()
+            written = {text.partition(":")[0]: text for text in former}
+            recipe = [written.get(name, name) for name in tricks or []]
+            made = self.actions.save(watch_id, kind, target, recipe, to, every, per_day, private)
             return f'<p role="status">Saved: {breakable(made.name)}. “Dry run” shows what it would do.</p>'
 
         return self.guarded(act, request)
@@ -127,13 +132,18 @@ def build(page: gr.Blocks, service: Service) -> None:
         rest = gr.Button("Pause or resume", elem_id="pause")
         drop = gr.Button("Remove", variant="stop", elem_id="remove")
     with gr.Row():
-        kind = gr.Radio([each.value for each in Kind], value=Kind.AUTHOR.value, label="What is watched")
+        kind = gr.Radio(
+            [each.value for each in Kind], value=Kind.AUTHOR.value, label="What is watched", min_width=280
+        )
         target = gr.Textbox(
-            label="Its name", info="A user, a Hub id, a collection, or words", max_length=_LONGEST
+            label="Its name",
+            info="A user, a Hub id, a collection, or words",
+            max_length=_LONGEST,
+            min_width=280,
         )
     with gr.Row():
-        tricks = gr.CheckboxGroup(in_order(), value=["flashnorm"], label="Tricks")
-        to = gr.Textbox(label="Destination", info="A namespace of yours", max_length=_LONGEST)
+        tricks = gr.CheckboxGroup(in_order(), value=["flashnorm"], label="Tricks", min_width=280)
+        to = gr.Textbox(label="Destination", info="A namespace of yours", max_length=_LONGEST, min_width=280)
     with gr.Row():
         every = gr.Number(15, label="Looked at every so many minutes", minimum=1, precision=0)
         per_day = gr.Number(20, label="Jobs a day at most", minimum=1, precision=0)
