@@ -23,6 +23,7 @@ from tricks.layout import locate
 from tricks.place import Place
 from tricks.recipe import Trick
 from tricks.shipped.slim_rounding import SCALE_BYTES, feedback_size
+from tricks.shipped.slim_turns import POSITION_BYTES
 from tricks.slim_algebra import OPERATION
 from tricks.slim_find import Attention, Slot, find_attention
 from tricks.subject import Draft, Subject
@@ -109,9 +110,13 @@ def layer_bytes(spec: Mapping[str, Any], width: int) -> int:
 
 
 def table_bytes(layers: list[dict[str, Any]], width: int) -> int:
-    """Bytes for a token of the cos and sin that all layers share."""
+    """Bytes for a token of what turns the keys of all layers: its position, or cos and sin where that is not
+    enough."""
     tables = {spec["rope"]["table"]: spec["rope"] for spec in layers if spec["rope"]}
-    return sum(int(rope["size"]) * (max(width, 4) if rope["wide"] else width) for rope in tables.values())
+    return sum(
+        POSITION_BYTES if rope["source"] else int(rope["size"]) * (max(width, 4) if rope["wide"] else width)
+        for rope in tables.values()
+    )
 
 
 def describe(spec: Mapping[str, Any], before: int, after: int) -> str:

@@ -28,6 +28,8 @@ from tricks.inputs import sample_inputs
 from tricks.model import Blueprint, build, first_line, spread_experts
 from tricks.quiet import quiet
 from tricks.shipped.modeling_slim import half_table, heads, rotate
+from tricks.shipped.slim_turns import Call, Pair, blanked
+from tricks.slim_turns import Turn, find_turns, is_pair
 from tricks.small import affordable, randomise, shrunk
 from tricks.subject import Subject
 from tricks.watch import is_linear
@@ -64,8 +66,9 @@ class Attention:
     """One attention module that caches, in the sizes of the subject (not of the small model).
 
     `key_linear` and `value_linear` are paths inside `module`; `reason` says why slim attention does not fit.
-    `norm` is {module, flat, after} and `rope` {start, size, interleaved, even, table}, as the shipped code
-    reads them. `interface` says whether its softmax runs through transformers' attention interface.
+    `norm` is {module, flat, after} and `rope` {start, size, interleaved, even, table, wide, source}, as the
+    shipped code reads them. `interface` says whether its softmax runs through transformers' attention
+    interface.
     """
 
     module: str
@@ -211,9 +214,14 @@ class _Seen:
     keys: torch.Tensor
     values: torch.Tensor
     calls: list[tuple[str, torch.Tensor, torch.Tensor]]
-    tables: tuple[torch.Tensor, torch.Tensor] | None
+    turns: list[Turn]
     before: int
     asked: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> Pair | None:
+        """The cos and sin that it is likeliest to turn by."""
+        return self.turns[0].pair if self.turns else None
 
 
 class _Recorder(DynamicCache):
@@ -231,6 +239,7 @@ class _Watcher:
         self.model = model
         self.stack: list[tuple[str, list[Any]]] = []
         self.seen: dict[str, _Seen] = {}
+        self.pairs: list[tuple[str, Pair, Call]] = []
 
     def enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.stack.append((name, [*args, *kwargs.values()]))
@@ -241,27 +250,25 @@ class _Watcher:
     def leave(self, name: str, args: Any, kwargs: Any, out: Any) -> None:
         self.stack.pop()
         given = [*args, *kwargs.values()]
+        if is_pair(out):
+            self.pairs.append((name, out, blanked(args, kwargs)))
         if isinstance(out, torch.Tensor) and given and isinstance(given[0], torch.Tensor):
             for outer, _ in self.stack:
                 self._calls[outer].append((name.removeprefix(outer + "."), given[0], out))
 
     def cached(self, keys: torch.Tensor, values: torch.Tensor, index: int, cross: bool) -> None:
         name, given = self.stack[-1]
-        tables = [
-            pair
-            for pair in given
-            if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(x, torch.Tensor) for x in pair)
-        ]
+        turns = find_turns(self.model, name, given, self.pairs, keys)
         calls = self._calls[name]
-        self.seen[name] = _Seen(
-            name, index, cross, keys, values, calls, tables[0] if tables else None, len(calls)
-        )
+        self.seen[name] = _Seen(name, index, cross, keys, values, calls, turns, len(calls))
 
-    def asks(self, module: nn.Module, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+    def asks(
+        self, module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    ) -> Any:
         name = self.stack[-1][0]
         if name in self.seen:
             self.seen[name].asked = {"query": query, "key": key, "value": value}
-        return _eager(module)(module, query, key, value, mask, **kwargs)
+        return _eager(module)(module, query, key, value, attention_mask, **kwargs)
 
 
 def _eager(module: nn.Module) -> Any:
@@ -476,33 +483,34 @@ def _rope(module: nn.Module, seen: _Seen, norm: dict[str, Any] | None, key: _Key
     count = seen.keys.shape[1]
     normed = module.get_submodule(norm["module"]) if norm else None
 
-    def remade(rope: dict[str, Any] | None) -> torch.Tensor:
+    def remade(rope: dict[str, Any] | None, tables: Pair | None = None) -> torch.Tensor:
         keys = normed(raw) if normed is not None and norm and norm["flat"] else raw
         keys = heads(keys, count)
         if normed is not None and norm and not norm["flat"] and not norm["after"]:
             keys = normed(keys)
-        if rope is not None and seen.tables is not None:
-            cos, sin = (half_table(table, rope) for table in seen.tables)
+        if rope is not None and tables is not None:
+            cos, sin = (half_table(table, rope) for table in tables)
             keys = rotate(keys, cos, sin, rope)
         if normed is not None and norm and norm["after"]:
             keys = normed(keys)
         result: torch.Tensor = keys
         return result
 
-    def same(rope: dict[str, Any] | None) -> bool:
+    def same(rope: dict[str, Any] | None, tables: Pair | None = None) -> bool:
         with torch.no_grad(), float64_arithmetic():
-            made = remade(rope)
+            made = remade(rope, tables)
         return made.shape == seen.keys.shape and bool(
             (made - seen.keys).abs().max() <= _CLOSE * seen.keys.abs().max()
         )
 
     if same(None):
         return None
-    if seen.tables is None:
-        raise Refused("it turns its keys by position in its own way, not with the cos and sin it is handed")
-    for rope in _ropes(seen.tables[0], seen.keys.shape[-1]):
-        if same(rope):
-            return {**rope, "table": id(seen.tables[0]), "wide": False}
+    if not seen.turns:
+        raise Refused("it turns its keys by position in its own way, not by cos and sin that can be found")
+    for turn in seen.turns:
+        for rope in _ropes(turn.pair[0], seen.keys.shape[-1]):
+            if same(rope, turn.pair):
+                return {**rope, "table": id(turn.common), "wide": False, "source": turn.source}
     raise Refused("how it turns its keys by position is not understood")
 
 

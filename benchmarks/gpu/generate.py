@@ -40,12 +40,9 @@ class Stepper:
             for side in ("keys", "values"):
                 old = getattr(layer, side)
                 new = torch.empty(*old.shape[:2], context, old.shape[3], dtype=old.dtype, device=old.device)
-                setattr(layer, side, new.random_(0, 60) if old.dtype == torch.int8 else new.normal_())
-        places = torch.arange(context, device=DEVICE)[None]
-        for table in self.cache.__dict__.get("slim_tables", {}).values():
-            sides = model.model.rotary_emb(self.cache.layers[0].keys, places)
-            for kept, side in zip((table.keys, table.values), sides, strict=True):
-                kept.copy_(side[:, None, :, : kept.shape[-1]].expand_as(kept))
+                setattr(layer, side, new.normal_() if old.is_floating_point() else new.random_(0, 60))
+        for table in self.cache.__dict__.get("slim_tables", {}).values():  # of positions
+            table.keys.copy_(torch.arange(context, device=DEVICE)[:, None].expand_as(table.keys))
         if hasattr(model, "tricksmith_slim_steps"):
             model.tricksmith_slim_steps.tables.clear()
 
@@ -87,7 +84,7 @@ class Stepper:
         return milliseconds(fresh, repeats)
 
     def cache_bytes(self) -> int:
-        """Bytes of the cache, tables of cos and sin counted."""
+        """Bytes of the cache, tables of positions counted."""
         return sum(x.nbytes for layer in self.layers() for x in (layer.keys, layer.values))
 
 

@@ -52,6 +52,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "two groups, wide heads": {"model_type": "llama", "head_dim": 24, "num_key_value_heads": 2},
     "wide heads": {"model_type": "llama", "head_dim": 24},
     "interleaved": {"model_type": "cohere", "use_qk_norm": False},
+    "interleaved, positions looked up in the module": {"model_type": "gptj", "rotary_dim": 8},
+    "interleaved, fused, looked up": {"model_type": "codegen", "rotary_dim": 8},
     "norms by heads": {"model_type": "qwen3"},
     "partial, biases": {"model_type": "phi", "partial_rotary_factor": 0.5, "rope_parameters": None},
     "partial": {"model_type": "stablelm", "partial_rotary_factor": 0.5, "use_qkv_bias": True},
@@ -108,7 +110,6 @@ def test_decodes_as_the_source(mode: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "trick", "reason"),
     [
-        ({"model_type": "gptj", "rotary_dim": 8}, "slim", "turns its keys by position in its own way"),
         (
             {"model_type": "llama", "num_key_value_heads": 2},
             "slim",
@@ -131,7 +132,7 @@ def test_a_model_of_published_size_is_planned_layer_by_layer() -> None:
     """The small model that is watched has fewer layers; every layer of the real one is planned."""
     row = planned_at_full_size(Public("Llama-2-7B", "llama", 4096, 32, 32, 4096))
     assert row["before"] == 2 * 2 * 4096 * 32
-    assert row["after"] == 32 * (2 * 4096 + 256 + 2) + 2 * 128
+    assert row["after"] == 32 * (2 * 4096 + 256 + 2) + 4
 
 
 def test_layers_of_several_types_are_planned_by_their_type() -> None:

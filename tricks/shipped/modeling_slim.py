@@ -3,8 +3,8 @@
 Mode k caches the keys as they leave their projection (no bias, no norm, no RoPE) and the residual C; values
 are V = K·A + C·B. Mode v caches values and makes keys of them. Mode x caches the layer's input, from which
 both come by the layer's own projections; mode e is x for cross attention, whose input, the encoder's output,
-is held once for all layers. Bias, norm and RoPE are put on when a key is read, with the cos and sin that the
-model's own code gave when the token came. The residual is kept in 8 bits, with a scale for each token; so is
+is held once for all layers. Bias, norm and RoPE are put on when a key is read, with the cos and sin of the
+token's position (see `slim_turns`). The residual is kept in 8 bits, with a scale for each token; so is
 what it stands beside where a conversion was asked for that (`cached_bits`), with scales for its channels too.
 
 One token is decoded in the order (softmax · [K|C]) · [A;B], several in the order softmax · (K·A + C·B). In
@@ -38,6 +38,7 @@ from .slim_rounding import (
     with_scale,
 )
 from .slim_step import Step
+from .slim_turns import Buffered, Handed, Rotary
 
 NAME = "tricksmith_slim"
 
@@ -283,8 +284,9 @@ class Memo:
         self.eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         # In float64, where a plan proves itself, nothing is rounded.
         self.narrow = spec["cached_bits"] == 8 and spec["integers"]
-        self.x = self.primary = self.stored = self.codes = self.layer = self.rope = None
+        self.x = self.primary = self.stored = self.codes = self.layer = self.rope = self.call = None
         self.skip = False
+        self.turns = turns_of(model, module, spec["rope"])
         self.step = Step(model, spec)
 
     def linear(self, side):
@@ -410,11 +412,11 @@ class Memo:
     # The attention begins, its cache is updated, its kernel runs.
 
     def begin(self, module, args, kwargs):
-        self.x = self.primary = self.stored = self.codes = self.layer = self.rope = None
+        self.x = self.primary = self.stored = self.codes = self.layer = self.rope = self.call = None
         self.skip = False
         given = [*args, *kwargs.values()]
         if self.spec["rope"]:
-            self.rope = next(pair for pair in given if isinstance(pair, tuple) and torch.is_tensor(pair[0]))
+            self.rope, self.call = self.turns.turn(given)
         cache = next((value for value in given if isinstance(value, Cache)), None)
         if self.config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
@@ -458,13 +460,36 @@ class Memo:
         if norm is not None and not spec["norm"]["flat"] and not spec["norm"]["after"]:
             keys = norm(keys)
         if spec["rope"]:
-            keys = rotate(keys, *layer.table.full, spec["rope"])
+            keys = rotate(keys, *self.tables(layer.table), spec["rope"])
         if norm is not None and spec["norm"]["after"]:
             keys = norm(keys)
         return keys
 
     def values(self, layer):
         return heads(self.side(layer, "value"), self.spec["heads"])
+
+    def tables(self, table):
+        """cos and sin of every cached token [B, 1, n, size / 2]."""
+        if table.full is None:
+            table.full = self.turned(table.positions)
+            self.turns.made.append(table)
+        return table.full
+
+    def turned(self, positions):
+        """cos and sin of the positions [B, n]: [B, 1, n, size / 2] each."""
+        pair = self.turns.pair(self.call, positions.long())
+        return tuple(half_table(table, self.spec["rope"]) for table in pair)
+
+    def slots(self, table):
+        """How many tokens attention sees."""
+        return (table.full[0][:, 0, :, 0] if table.positions is None else table.positions).shape[1]
+
+    def tables_at(self, table, slots):
+        """cos | sin of the tokens at some slots [B, m]: [B, m, size] float32."""
+        if table.positions is None:
+            whole = torch.cat(table.full, -1)[:, 0]
+            return whole.gather(1, slots[..., None].long().expand(-1, -1, whole.shape[-1])).float()
+        return torch.cat(self.turned(table.positions.gather(1, slots.long())), -1)[:, 0].float()
 
 
 def attention(module, query, key, value, attention_mask, **kwargs):
@@ -577,11 +602,7 @@ class SlimLayer:
         codes = primary[..., :0] if memo.codes is None else memo.codes[:, None]
         self.full = super().update(primary, codes, *args, **kwargs)
         if self.leads and memo.rope is not None:
-            cos, sin = (half_table(table, memo.spec["rope"]) for table in memo.rope)
-            batch = primary.shape[0]
-            self.table.full = self.table.update(
-                cos.expand(batch, -1, -1, -1).contiguous(), sin.expand(batch, -1, -1, -1).contiguous()
-            )
+            keep_turn(self.table, memo, primary.shape[0])
         if complete:
             return key_states, value_states
         if memo.spec["interface"]:
@@ -618,6 +639,21 @@ class SlimLayer:
     def activate_past_recording(self):
         if hasattr(super(), "activate_past_recording"):
             self._both("activate_past_recording")
+
+
+def keep_turn(table, memo, batch):
+    """Take in what turns the new tokens: their positions, or else cos and sin themselves."""
+    if memo.call is None:
+        cos, sin = (half_table(side, memo.spec["rope"]) for side in memo.rope)
+        table.positions = None
+        table.full = table.update(
+            cos.expand(batch, -1, -1, -1).contiguous(), sin.expand(batch, -1, -1, -1).contiguous()
+        )
+        return
+    positions = memo.turns.positions(memo.call).to(torch.int32)[:, None, :, None]
+    positions = positions.expand(batch, -1, -1, -1).contiguous()
+    table.positions = table.update(positions, positions[..., :0])[0][:, 0, :, 0]
+    table.full = None
 
 
 class SlimDynamicLayer(SlimLayer, DynamicLayer):
@@ -767,6 +803,23 @@ def install(model, options):
         if spec["interface"]:
             module.config = copy.copy(memo.config)
             module.config._attn_implementation_internal = NAME
+
+
+def turns_of(model, module, rope):
+    """Where the cos and sin of an attention come from; one object for all with the same rotary embedding."""
+    source = rope and rope["source"]
+    if not source:
+        return Handed()
+    if "buffer" in source:
+        made = Buffered(module, source["buffer"], source["sines_first"])
+    else:
+        known = model.__dict__.setdefault("tricksmith_slim_turns", {})
+        made = known.get(source["module"])
+        if made is not None:
+            return made
+        made = known[source["module"]] = Rotary(model.get_submodule(source["module"]))
+    model.base_model.register_forward_hook(made.forget)
+    return made
 
 
 def replace(module, path, new):

@@ -55,33 +55,28 @@ class Steps:
                 self.found = lengths, starts, (seen.sum(-1) == lengths - starts).all()
         return self.found
 
-    def turn(self, layer: Any, span: Any, rope: Any) -> torch.Tensor | None:
+    def turn(self, layer: Any, span: Any, memo: Any) -> torch.Tensor | None:
         """The newest token's cosines and sines [B, dk] float32; None where positions are not consecutive.
 
         Args:
-            rope: cos and sin as the model hands them round, [B or 1, 1, dk or dk/2] each.
+            memo: of an attention that is turned by `layer.table`.
         """
         lengths, starts, whole = span
         state = self.tables.setdefault(layer.table, {})
-        if state.get("rope") is rope and state["span"] is span:
+        if state.get("rope") is memo.rope and state["span"] is span:
             known: torch.Tensor | None = state["turn"]
             return known
-        state.update(rope=rope, span=span)
+        state.update(rope=memo.rope, span=span)
         freq = self.rotary.inv_freq.float()
-        table = torch.cat(layer.table.full, -1)[:, 0]  # [B, slots, dk]
-
-        def at(slots: torch.Tensor) -> torch.Tensor:
-            return table.gather(1, slots[..., None].long().expand(-1, -1, table.shape[-1])).float()
-
-        newest = at(lengths[:, None] - 1)
         first = torch.zeros_like(lengths) if starts is None else starts
-        slots = first[:, None]
+        last, slots = lengths[:, None] - 1, first[:, None]
         if state.get("checked") is not self.rotary.inv_freq:  # every token so far, else the newest alone
             state["checked"] = self.rotary.inv_freq
-            slots = torch.arange(table.shape[1], device=freq.device).expand(lengths.shape[0], -1)
-        (c, s), (cosines, sines) = newest.chunk(2, -1), at(slots).chunk(2, -1)
+            slots = torch.arange(memo.slots(layer.table), device=freq.device).expand(lengths.shape[0], -1)
+        newest, seen_there = memo.tables_at(layer.table, last), memo.tables_at(layer.table, slots)
+        (c, s), (cosines, sines) = newest.chunk(2, -1), seen_there.chunk(2, -1)
         scaling = getattr(self.rotary, "attention_scaling", 1.0) ** 2
-        distance = lengths[:, None] - 1 - slots
+        distance = last - slots
         seen = (distance >= 0) & (slots >= first[:, None])
         expected = scaling * torch.cos(distance[..., None] * freq)
         near = (c * cosines + s * sines - expected).abs().amax(-1) < _CLOSE * scaling
@@ -196,7 +191,7 @@ class Step:
             return None
         turn = None
         if rope is not None:
-            turn = self.steps.turn(layer, span, memo.rope)
+            turn = self.steps.turn(layer, span, memo)
             if turn is None:
                 return None
         elif not _holds(span[2]):
