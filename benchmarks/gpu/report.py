@@ -38,10 +38,11 @@ graphs of one's own take the kernels.
 
 The cache [K | C] is read once: a thread-block cluster splits the columns, since the sums of all heads
 over all columns (557 KB at Llama-2-7B's size) fit no single multiprocessor, and its blocks exchange
-softmax weights through distributed shared memory. Tiles of 16 tokens come by the tensor memory accelerator
-and are multiplied on tensor cores out of shared memory (`wgmma`); clusters share the tiles of the whole
-batch evenly, whatever its rows' lengths, and a second kernel puts together rows that several had. `stock` is the fastest of SDPA's flash, cuDNN and
-memory-efficient kernels{flex}, in the same run; residual d/16 in 16 bits.
+softmax weights through distributed shared memory. Tiles of 16 tokens come by the tensor memory
+accelerator and are multiplied on tensor cores out of shared memory (`wgmma`); clusters share the tiles of
+the whole batch evenly, whatever its rows' lengths, and a second kernel puts together rows that several
+had. `stock` is the fastest of SDPA's flash, cuDNN and memory-efficient kernels{flex}, in the same run;
+residual d/16 in 16 bits.
 
 {decode}
 
@@ -50,11 +51,10 @@ memory-efficient kernels{flex}, in the same run; residual d/16 in 16 bits.
 The targets were 1.6x and 1.25 times reading the cache once. **Of these {count}, {fast} reach the first
 and {near} the second.** What is left is a cost that does not grow with the cache: clusters start, and the
 sums of all heads of every piece of a row go to memory and are put together, which weighs the more the
-shorter the cache and the narrower the model. What else a slim layer of Llama-2-7B's
-sizes launches for a token, in microseconds: the feedback of its rounding errors in four
-kernels (beside what the same takes in torch), the residual in two, and the product with
-[A; B], which reads that matrix once for 32 rows of the batch, on tensor cores. The last two columns are what
-stock code does in the place of all these.
+shorter the cache and the narrower the model. What else a slim layer of Llama-2-7B's sizes launches for a
+token, in microseconds: the feedback of its rounding errors in four kernels (beside what the same takes in
+torch), the residual in two, and the product with [A; B], which reads that matrix once for 32 rows of the
+batch, on tensor cores. The last two columns are what stock code does in the place of all these.
 
 {pieces}
 
