@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parents[1] / "results/gpu.json"
-NAMES = ("correct", "decode", "pieces", "generate", "other", "convert", "flashnorm")
+NAMES = ("correct", "decode", "pieces", "generate", "other", "convert", "verify", "flashnorm")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("bench-gpu needs a CUDA card, and this machine has none that torch can use", file=sys.stderr)
         return 2
-    from benchmarks.gpu import clock, convert, correct, flashnorm, generate, other, slim_decode
+    from benchmarks.gpu import clock, convert, correct, flashnorm, generate, other, slim_decode, verify
 
     if given.minutes:
         clock.BUDGET.start(given.minutes)
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         "generate": generate.run,
         "other": other.run,
         "convert": convert.run,
+        "verify": verify.run,
         "flashnorm": flashnorm.run,
     }
     # Figures of parts that are not run now stay, unless everything is.
