@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 ROWS = 64  # rows worked on at once: 64 x 128k vocabulary x float64 is 64 MiB a temporary
+CARD_BYTES = 2**28  # of a temporary on a card, where few large steps are the fast ones
 MASKED = -1e30  # models that forbid tokens write the dtype's least number there; that is no logit
 TOP = 5
 HIGH = 0.9  # the quantile over positions that tells of many, and is deaf to a few
@@ -65,8 +66,14 @@ class LogitComparison:
         self._identical = True
 
     def add(self, reference: torch.Tensor, other: torch.Tensor) -> None:
-        """Take in logits of more positions, both `(positions, vocabulary)` of any float type."""
-        for a, b in zip(reference.split(ROWS), other.split(ROWS), strict=True):
+        """Take in logits of more positions, both `(positions, vocabulary)` of any float type.
+
+        They are compared where `other` is: on a card that is far faster than what carries them to it.
+        """
+        rows = ROWS
+        if other.device.type != "cpu":
+            rows = max(rows, CARD_BYTES // (8 * other.shape[1]))
+        for a, b in zip(reference.to(other.device).split(rows), other.split(rows), strict=True):
             self._add(a.double(), b.double())
 
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -90,11 +97,11 @@ class LogitComparison:
         if float(difference.view(-1)[largest]) > self._largest:
             self._largest = float(difference.view(-1)[largest])
             self._where = (begin + largest // a.shape[1], largest % a.shape[1])
-        self._position_squares.append(difference.square().mean(1))
-        squares = difference.square().sum(0)
+        self._position_squares.append(difference.square().mean(1).cpu())
+        squares = difference.square().sum(0).cpu()
         self._squares = squares if self._squares is None else self._squares + squares
         log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
-        self._divergences.append(_divergence(log_p, log_q))
+        self._divergences.append(_divergence(log_p, log_q).cpu())
         self._variation += float((log_p.exp() - log_q.exp()).abs().sum()) / 2
         best_a, best_b = (x.topk(min(TOP, x.shape[1]), dim=-1).indices for x in (a, b))
         self._top1 += int((a.argmax(-1) == b.argmax(-1)).sum())

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from evals.memory import MemoryLimit
 from evals.models import Kind, Loaded, first_line
 from evals.windows import Window
 from tricks import BadInput, Report
 
-LOGIT_BYTES = 2**28  # of one batch; more rows at once than that buy no speed
+LOGIT_BYTES = 2**28  # of one batch on a CPU; more rows at once than that buy no speed
+CARD_TOKENS = 2**16  # of one batch on a card, likewise
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Meter:
 def window_logits(
     found: Loaded, cut: Sequence[Window], meter: Meter, hidden: list[torch.Tensor] | None = None
 ) -> Iterator[torch.Tensor]:
-    """Each window's logits for all its inputs, `(inputs, vocabulary)`, on the CPU, in order.
+    """Each window's logits for all its inputs, `(inputs, vocabulary)`, where the model is, in order.
 
     `hidden` is given the residual stream of the first window after every layer, `(inputs, width)` each.
     """
@@ -67,7 +69,7 @@ def window_logits(
         while True:
             try:
                 output = _forward(found, cut[at : at + rows], want)
-                logits = _answers(output).cpu()
+                logits = _answers(output)
                 break
             except Exception as error:
                 if not out_of_memory(error):
@@ -84,6 +86,24 @@ def window_logits(
         at += rows
 
 
+def rows_that_fit(found: Loaded, cut: Sequence[Window], memory: MemoryLimit, most: int) -> int:
+    """How many windows to read at once: on a card as many as its free memory takes, else `most`.
+
+    A power of two, so that a little more or less free memory changes nothing. Half of what is free is left
+    to what this does not count; where it does not do, `Meter.shrink` halves.
+    """
+    if found.device.type == "cpu":
+        return most
+    config = found.model.config.get_text_config(decoder=True)
+    width = int(getattr(config, "hidden_size", 0) or 0)
+    inner = int(getattr(config, "intermediate_size", 0) or 4 * width)
+    # Logits as they come, their comparison in float64 row by row; a layer's streams and what its MLP makes.
+    each = found.model.dtype.itemsize * (2 * int(config.vocab_size) + 8 * width + 4 * inner)
+    tokens = max(sum(map(max, _shapes(window))) for window in cut)
+    rows = min(memory.spare(str(found.device)) // 2 // each, CARD_TOKENS) // tokens
+    return 1 << (max(1, rows).bit_length() - 1)
+
+
 def cannot_run(found: Loaded, window: Window, error: Exception) -> BadInput:
     """Models are other people's code: whatever one raises, it is the model that cannot be run."""
     read = "" if window.encoder is None else f" with {list(window.encoder.shape)} for its encoder"
@@ -95,17 +115,18 @@ def cannot_run(found: Loaded, window: Window, error: Exception) -> BadInput:
 
 def _batch(found: Loaded, cut: Sequence[Window], at: int, most: int) -> int:
     """How many windows from `at` on are alike enough, and small enough, for one pass."""
-    shape = _shape(cut[at])
-    values = len(cut[at].inputs) * int(found.model.config.get_text_config(decoder=True).vocab_size)
-    most = max(1, min(most, LOGIT_BYTES // (values * 4)))
+    shapes = _shapes(cut[at])
+    if found.device.type == "cpu":
+        values = len(cut[at].inputs) * int(found.model.config.get_text_config(decoder=True).vocab_size)
+        most = max(1, min(most, LOGIT_BYTES // (values * 4)))
     rows = 1
-    while rows < most and at + rows < len(cut) and _shape(cut[at + rows]) == shape:
+    while rows < most and at + rows < len(cut) and _shapes(cut[at + rows]) == shapes:
         rows += 1
     return rows
 
 
-def _shape(window: Window) -> tuple[int, ...]:
-    return (len(window.inputs), *(() if window.encoder is None else window.encoder.shape))
+def _shapes(window: Window) -> list[tuple[int, ...]]:
+    return [tuple(read.shape) for read in (window.inputs, window.encoder) if read is not None]
 
 
 @torch.inference_mode()

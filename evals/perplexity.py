@@ -44,12 +44,12 @@ class Perplexity:
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood in nats, float64 `(positions,)`, from logits `(positions, vocabulary)`."""
+    """Negative log-likelihood in nats, float64 `(positions,)` on the CPU, of logits `(positions, values)`."""
     parts = [
         torch.nn.functional.cross_entropy(rows.double(), wanted, reduction="none")
-        for rows, wanted in zip(logits.split(64), targets.split(64), strict=True)
+        for rows, wanted in zip(logits.split(64), targets.to(logits.device).split(64), strict=True)
     ]
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 
 def paired_perplexity(

@@ -12,7 +12,7 @@ from evals.generation import Continuations, continue_greedily
 from evals.inputs import Inputs, prepare
 from evals.logits import LogitComparison
 from evals.models import Kind, Loaded, Place, loaded
-from evals.passes import Meter, window_logits
+from evals.passes import Meter, rows_that_fit, window_logits
 from evals.perplexity import token_losses
 from evals.precision import dtype_name
 from evals.recipe import Recipe
@@ -90,7 +90,8 @@ def run_source(
         inputs = prepare(folder, found, recipe)
         sample_rows = _sample(inputs.windows, whole=not kind.generative)
         prompts, new = _prompts(inputs, kind, own_cache) if kind.generative else ([], 0)
-        meter = Meter(report, _cost(inputs, sample_rows, prompts, new, 4 if own_cache else 2), recipe.batch)
+        cost = _cost(inputs, sample_rows, prompts, new, 4 if own_cache else 2)
+        meter = Meter(report, cost, rows_that_fit(found, inputs.windows, place.memory, recipe.batch))
         report("tokens", 0, meter.total)
         hidden: list[torch.Tensor] = []
         pieces, sample, losses = _run_windows(found, inputs, sample_rows, place, meter, hidden)
@@ -234,13 +235,13 @@ def _run_windows(
         window = inputs.windows[i]
         scored = logits[-len(window.targets) :]
         # A copy: a slice would hold on to its whole batch.
-        pieces.append(Piece(window, scored.clone() if i in keep else None))
+        pieces.append(Piece(window, scored.to("cpu", copy=True) if i in keep else None))
         losses.append(_losses(found.kind, scored, window))
         if i in rows:
             stop = rows[i]
             # Any `stop` ids do for targets: of these runs only the logits are used.
             beginning = Window(window.inputs[:stop], window.inputs[:stop], window.encoder)
-            sample[i] = Piece(beginning, logits[:stop].clone())
+            sample[i] = Piece(beginning, logits[:stop].to("cpu", copy=True))
     return pieces, sample, torch.cat(losses)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.gpu.run import RESULTS
+from benchmarks.gpu.run import NAMES, RESULTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -91,7 +91,7 @@ Norm and linear layer: `F.rms_norm` with gain + cuBLAS (`stock`) against one ker
 norm while it multiplies and scales at the end. Weights come from device memory each time. Above 16
 tokens ours is the weightless norm + cuBLAS.
 
-{earlier}{flashnorm}
+{flashnorm}
 
 ![FlashNorm against norm and linear](images/gpu-flashnorm.png)
 
@@ -109,19 +109,39 @@ matrices of a block less; its source is the same architecture whole.
 {convert}
 
 Reading and arithmetic run on as many threads as there are cores, writing and hashing on one each, and the
-files are on disk when it ends; a copy neither hashes nor waits for the disk. What bounds it is SHA-256: the
-card would not help, and is not used.
+files are on disk when it ends; a copy neither hashes nor waits for the disk. Files come one after the other,
+and what bounds each is its SHA-256, which no card makes faster: the card is not used.
+
+## Verification
+
+A model of Llama-3.2-1B's sizes (vocabulary 32,000) over windows of 512 tokens: its logits, and their float64
+comparison with kept ones. `tricksmith verify` reads as many windows at once as the card's free memory takes,
+the most of each dtype below, and compares logits on the card; eight at once is what it reads on a CPU.
+
+{verify}
 """
 
 
+ABSENT = "*Not measured in this run.*"
+
+
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table, first column to the left."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+    """A Markdown table, first column to the left; without rows it says so."""
+    body = list(rows)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines) if body else ABSENT
 
 
 def page(found: dict[str, Any]) -> str:
-    """The page's text."""
+    """The page's text; parts that were not run say so."""
+    found = {**dict.fromkeys(NAMES, ()), **found}
+    found["correct"] = found["correct"] or {"cases": []}
+
+    def part(name: str, head: list[str], rows: Iterable[list[str]]) -> str:
+        command = found.get("earlier", {}).get(name)
+        before = f"From an earlier run on the same card, `{command}`.\n\n" if command else ""
+        return before + table(head, rows)
+
     steps: dict[tuple[str, int, int], dict[str, Any]] = {}
     largest: dict[tuple[str, int], dict[str, int]] = {}
     for row in found["generate"]:
@@ -134,17 +154,18 @@ def page(found: dict[str, Any]) -> str:
     return _PAGE.format(
         **{key: found[key] for key in ("card", "torch", "cuda", "cudnn", "transformers")},
         command=found["command"],
-        earlier="".join(
-            f"From an earlier run on the same card, `{command}`.\n\n"
-            for part, command in found.get("earlier", {}).items()
-            if part == "flashnorm"
-        ),
         seconds=sum(found["seconds"].values()),
-        flex=" and FlexAttention" if "flex attention" in found["decode"][0]["stock_ms"] else "",
+        flex=" and FlexAttention"
+        if any("flex attention" in row["stock_ms"] for row in found["decode"])
+        else "",
         refused=refused if gone else "",
         copy=found["copy_bytes_per_second"] / 1e12,
-        pieces=table(
-            ["batch x context", *(name for name in found["pieces"][0] if name not in ("batch", "context"))],
+        pieces=part(
+            "pieces",
+            [
+                "batch x context",
+                *(name for name in next(iter(found["pieces"]), {}) if name not in ("batch", "context")),
+            ],
             (
                 [
                     f"{row['batch']} x {row['context']}",
@@ -163,15 +184,19 @@ def page(found: dict[str, Any]) -> str:
                     f"{forms['slim torch']['step_ms']:.2f}",
                 ]
                 for (model, batch, context), forms in steps.items()
-                if "slim torch" in forms
+                if {"slim", "slim torch"} <= forms.keys()
             ),
         ),
         count=len(found["decode"]),
         fast=sum(row["speedup"] >= 1.6 for row in found["decode"]),
         near=sum(row["of_reading_once"] <= 1.25 for row in found["decode"]),
         cases=len(found["correct"]["cases"]),
-        worst=max(row["error"] / row["rounding"] for row in found["correct"]["cases"] if row["rounding"]),
-        decode=table(
+        worst=max(
+            (row["error"] / row["rounding"] for row in found["correct"]["cases"] if row["rounding"]),
+            default=0,
+        ),
+        decode=part(
+            "decode",
             ["model", "batch x context", "stock", "ms", "slim ms", "speed-up", "times reading once"],
             (
                 [
@@ -186,7 +211,8 @@ def page(found: dict[str, Any]) -> str:
                 for row in found["decode"]
             ),
         ),
-        generate=table(
+        generate=part(
+            "generate",
             ["model", "batch x context", "source tokens/s", "slim tokens/s", "ratio", "source GB", "slim GB"],
             (
                 [
@@ -197,7 +223,7 @@ def page(found: dict[str, Any]) -> str:
                     *(f"{forms[form]['peak_bytes'] / 1e9:.1f}" for form in ("source", "slim")),
                 ]
                 for (model, batch, context), forms in steps.items()
-                if all(forms[form]["fits"] for form in ("source", "slim"))
+                if {"source", "slim"} <= forms.keys() and all(forms[f]["fits"] for f in ("source", "slim"))
             ),
         ),
         largest=table(
@@ -205,9 +231,11 @@ def page(found: dict[str, Any]) -> str:
             (
                 [model, str(context), str(n["source"]), str(n["slim"]), f"{n['slim'] / n['source']:.2f}"]
                 for (model, context), n in largest.items()
+                if {"source", "slim"} <= n.keys()
             ),
         ),
-        flashnorm=table(
+        flashnorm=part(
+            "flashnorm",
             ["width -> columns", "tokens", "stock us", "linear alone us", "FlashNorm us", "speed-up"],
             (
                 [
@@ -219,7 +247,8 @@ def page(found: dict[str, Any]) -> str:
                 for row in found["flashnorm"]
             ),
         ),
-        other=table(
+        other=part(
+            "other",
             ["model", "trick", "batch x context", "before ms", "after ms", "speed-up"],
             (
                 [
@@ -234,17 +263,42 @@ def page(found: dict[str, Any]) -> str:
                 if "speedup" in row
             ),
         ),
-        convert=table(
-            ["trick", "bytes", "GB/s", "SHA-256 alone GB/s", "copying GB/s"],
+        convert=part(
+            "convert",
+            [
+                "trick",
+                "bytes",
+                "GB/s",
+                "SHA-256 alone GB/s",
+                "SHA-256, a file on each core GB/s",
+                "to the card, scaled, back GB/s",
+                "copying GB/s",
+            ],
             (
                 [
                     row["trick"],
                     str(row["bytes"]),
                     f"{row['bytes_per_second'] / 1e9:.2f}",
                     f"{row['sha256_bytes_per_second'] / 1e9:.2f}",
+                    *(
+                        f"{row[key] / 1e9:.2f}" if key in row else "-"
+                        for key in ("sha256_threads_bytes_per_second", "card_bytes_per_second")
+                    ),
                     f"{row['copy_bytes_per_second'] / 1e9:.2f}",
                 ]
                 for row in found["convert"]
+            ),
+        ),
+        verify=part(
+            "verify",
+            ["dtype", "windows at once", "tokens/s"],
+            (
+                [
+                    row["dtype"],
+                    str(row["batch"]) if "batch" in row else "comparing alone, on the CPU",
+                    f"{row['tokens_per_second']:.0f}",
+                ]
+                for row in found["verify"]
             ),
         ),
     )
@@ -252,11 +306,11 @@ def page(found: dict[str, Any]) -> str:
 
 def plots(found: dict[str, Any]) -> None:
     """Bars of both kernels' speed-ups."""
-    few = [row for row in found["flashnorm"] if row["tokens"] <= 16]
+    few = [row for row in found.get("flashnorm", ()) if row["tokens"] <= 16]
     bars = {
         "gpu-decode": (
-            [f"{r['model']} {r['batch']} x {r['context'] // 1024}k" for r in found["decode"]],
-            [r["speedup"] for r in found["decode"]],
+            [f"{r['model']} {r['batch']} x {r['context'] // 1024}k" for r in found.get("decode", ())],
+            [r["speedup"] for r in found.get("decode", ())],
             "slim decode: speed-up over the best stock attention",
         ),
         "gpu-flashnorm": (
@@ -266,6 +320,8 @@ def plots(found: dict[str, Any]) -> None:
         ),
     }
     for name, (labels, values, title) in bars.items():
+        if not values:
+            continue
         figure = Figure(figsize=(8, 0.32 * len(labels) + 1.2), layout="constrained")
         axes = figure.subplots()
         shown = axes.barh(labels, values, color=["#2b6cb0" if v >= 1 else "#c05621" for v in values])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parents[1] / "results/gpu.json"
-NAMES = ("correct", "decode", "pieces", "generate", "other", "convert", "flashnorm")
+NAMES = ("correct", "decode", "pieces", "generate", "other", "convert", "verify", "flashnorm")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("bench-gpu needs a CUDA card, and this machine has none that torch can use", file=sys.stderr)
         return 2
-    from benchmarks.gpu import clock, convert, correct, flashnorm, generate, other, slim_decode
+    from benchmarks.gpu import clock, convert, correct, flashnorm, generate, other, slim_decode, verify
 
     if given.minutes:
         clock.BUDGET.start(given.minutes)
@@ -42,10 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         "generate": generate.run,
         "other": other.run,
         "convert": convert.run,
+        "verify": verify.run,
         "flashnorm": flashnorm.run,
     }
-    # Figures of parts that are not run now stay, unless everything is.
-    found: dict[str, Any] = json.loads(out.read_text()) if out.exists() and given.parts else {}
+    found = kept(json.loads(out.read_text()) if out.exists() else {}, given.parts, clock.card()["card"])
     found |= {"command": _command(given), **clock.card(), "copy_bytes_per_second": bandwidth}
     print(found["card"], f"{bandwidth / 1e12:.2f} TB/s", flush=True)
     seconds = found["seconds"] = found.get("seconds", {})
@@ -67,6 +67,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"   {seconds[name]} s", flush=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
     return 1 if failed or not found.get("correct", {"ok": True})["ok"] else 0
+
+
+def kept(before: dict[str, Any], parts: list[str], card: str) -> dict[str, Any]:
+    """What stays of an earlier run: the parts that are not run now, where some are named, of the same card.
+
+    `earlier` says for each which command it comes from.
+    """
+    if not parts or before.get("card") != card:
+        return {}
+    stay = [name for name in NAMES if name in before and name not in parts]
+    commands = {name: before.get("earlier", {}).get(name, before["command"]) for name in stay}
+    seconds = {name: took for name, took in before.get("seconds", {}).items() if name in stay}
+    return {**{name: before[name] for name in stay}, "earlier": commands, "seconds": seconds}
 
 
 def _command(given: argparse.Namespace) -> str:

@@ -37,3 +37,27 @@ def test_the_page_is_the_last_runs() -> None:
     assert found["card"] in page
     assert found["command"] in page
     assert page == (Path(report.DOCS) / "gpu.md").read_text()
+
+
+def test_parts_that_were_not_run_say_so() -> None:
+    found = json.loads(run.RESULTS.read_text())
+    bare = {key: value for key, value in found.items() if key not in run.NAMES}
+    assert report.page(bare).count(report.ABSENT) == 9
+    one = report.page({**bare, "flashnorm": found["flashnorm"], "earlier": {"flashnorm": "make it"}})
+    assert one.count(report.ABSENT) == 8
+    assert "From an earlier run on the same card, `make it`." in one
+
+
+def test_other_parts_of_an_earlier_run_stay_with_their_command() -> None:
+    before = {
+        "card": "A",
+        "command": "one",
+        "decode": [1],
+        "other": [2],
+        "seconds": {"decode": 3, "other": 4},
+    }
+    again = run.kept(before, ["other"], "A")
+    assert again == {"decode": [1], "earlier": {"decode": "one"}, "seconds": {"decode": 3}}
+    later = run.kept({**again, "card": "A", "command": "two", "other": [5]}, ["verify"], "A")
+    assert later["earlier"] == {"decode": "one", "other": "two"}
+    assert run.kept(before, ["other"], "B") == run.kept(before, [], "A") == {}
