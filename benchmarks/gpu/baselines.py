@@ -52,7 +52,7 @@ class Flex:
         return lambda: self._compiled(q, k, v)
 
 
-FLEX = Flex(60)
+FLEX = Flex(30)
 
 
 def baselines(batch: int, heads: int, context: int, size: int) -> dict[str, float]:
