@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,15 +22,28 @@ _POINTS = [(1, 128), (1, 2048), (1, 16384), (1, 131072), (8, 4096), (8, 16384), 
 _SHORT = [(1, 128), (1, 2048), (8, 4096)]
 
 
+@contextmanager
+def unmasked(model: PreTrainedModel) -> Iterator[None]:
+    """A model of transformers' own makes no mask, for every slot is seen. Making one breaks a CUDA graph."""
+    names = (c.__module__ for c in type(model).__mro__)
+    module: Any = sys.modules.get(next((name for name in names if "transformers.models" in name), ""))
+    if module is None:
+        yield
+        return
+    stock = module.create_causal_mask
+    module.create_causal_mask = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        module.create_causal_mask = stock
+
+
 class Stepper:
     """One model with a full cache, whose next step can be run again and again."""
 
     def __init__(self, model: PreTrainedModel, batch: int, context: int) -> None:
         self.model, self.batch, self.context = model, batch, context
         text = model.config.get_text_config()
-        self.module: Any = sys.modules[
-            next(c for c in type(model).__mro__ if "transformers.models" in c.__module__).__module__
-        ]
         self.ids = torch.randint(5, 1000, (batch, 1), device=DEVICE)
         self.where = torch.full((batch, 1), context - 1, device=DEVICE)
         # A first step into a short cache shows what each layer keeps; then it grows.
@@ -57,10 +71,8 @@ class Stepper:
 
     @torch.no_grad()
     def step(self) -> torch.Tensor:
-        """The next token's best id [B, 1], with no mask: every slot is seen."""
-        stock = self.module.create_causal_mask
-        self.module.create_causal_mask = lambda *args, **kwargs: None
-        try:
+        """The next token's best id [B, 1]."""
+        with unmasked(self.model):
             out = self.model(
                 input_ids=self.ids,
                 position_ids=self.where,
@@ -68,8 +80,6 @@ class Stepper:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        finally:
-            self.module.create_causal_mask = stock
         best: torch.Tensor = out.logits.argmax(-1)
         return best
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.clock import BUDGET, milliseconds
-from benchmarks.gpu.generate import measure
+from benchmarks.gpu.generate import measure, unmasked
 from benchmarks.gpu.geometry import DEVICE, GEMMA_7B, LLAMA_7B, PHI3_MINI, converted, skipless, source
 from tricks.shipped.modeling_approximate import install
 
@@ -43,7 +43,8 @@ def live(model: PreTrainedModel, batch: int, context: int) -> float:
     where = torch.full((batch, 1), context - 1, device=DEVICE)
 
     def step() -> None:
-        model(input_ids=ids[:, -1:], position_ids=where, past_key_values=cache, use_cache=True)
+        with unmasked(model):
+            model(input_ids=ids[:, -1:], position_ids=where, past_key_values=cache, use_cache=True)
 
     return milliseconds(step)
 

@@ -51,10 +51,11 @@ residual d/16 in 16 bits.
 The targets were 1.6x and 1.25 times reading the cache once. **Of these {count}, {fast} reach the first
 and {near} the second.** What is left is a cost that does not grow with the cache: clusters start, and the
 sums of all heads of every piece of a row go to memory and are put together, which weighs the more the
-shorter the cache and the narrower the model. What else a slim layer of Llama-2-7B's sizes launches for a
-token, in microseconds: the feedback of its rounding errors in four kernels (beside what the same takes in
-torch), the residual in two, and the product with [A; B], which reads that matrix once for 32 rows of the
-batch, on tensor cores. The last two columns are what stock code does in the place of all these.
+shorter the cache and the narrower the model. Keys of fewer columns come faster than they can be turned
+and scored. What else a slim layer of Llama-2-7B's sizes launches for a token, in microseconds: the
+feedback of its rounding errors in four kernels (beside what the same takes in torch), the residual in
+two, and the product with [A; B], which reads that matrix once for 32 rows of the batch, on tensor cores.
+The last two columns are what stock code does in the place of all these.
 
 {pieces}
 
