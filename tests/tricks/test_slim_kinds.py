@@ -124,6 +124,7 @@ def test_decodes_as_the_source(mode: str, kind: str, tmp_path: Path) -> None:
             "64 numbers a token in 2 heads, and its input, which slim attention must be able to",
         ),
         ({"model_type": "rwkv"}, "slim", "keeps no cache of keys and values"),
+        ({"model_type": "mamba", "state_size": 4}, "slim", "keeps no cache of keys and values"),
         ({"model_type": "llama"}, "slim:mode=e", "no cross attention"),
         ({"model_type": "llama"}, "slim:residual=64", "saves nothing"),
     ],
