@@ -66,9 +66,9 @@ class Attention:
     """One attention module that caches, in the sizes of the subject (not of the small model).
 
     `key_linear` and `value_linear` are paths inside `module`; `reason` says why slim attention does not fit.
-    `norm` is {module, flat, after} and `rope` {start, size, interleaved, even, table, wide, source}, as the
-    shipped code reads them. `interface` says whether its softmax runs through transformers' attention
-    interface.
+    `norm` is {module, flat, after} and `rope` {start, size, interleaved, even, backwards, table, wide,
+    source}, as the shipped code reads them. `interface` says whether its softmax runs through transformers'
+    attention interface.
     """
 
     module: str
@@ -131,8 +131,14 @@ def find_attention(subject: Subject) -> list[Attention]:
 def _head(config: Any) -> int:
     """Channels of a head by the configuration; `_LEAST_HEAD` where it does not say."""
     text = config.get_text_config(decoder=True)
-    size, width = getattr(text, "head_dim", None), getattr(text, "hidden_size", None)
-    count = getattr(text, "num_attention_heads", None)
+
+    def value(name: str) -> Any:
+        try:
+            return getattr(text, name, None)
+        except Exception:  # noqa: BLE001 - transformers refuses to say what differs from layer to layer
+            return None
+
+    size, width, count = value("head_dim"), value("hidden_size"), value("num_attention_heads")
     if not isinstance(size, int) and isinstance(width, int) and isinstance(count, int) and count:
         size = width // count
     return size if isinstance(size, int) else _LEAST_HEAD
@@ -226,7 +232,8 @@ class _Seen:
 
 class _Recorder(DynamicCache):
     def __init__(self, watcher: _Watcher, cross: bool) -> None:
-        super().__init__()
+        # Layers of another kind than attention have places of their own in the cache.
+        super().__init__(config=watcher.model.config if watcher.mixed else None)
         self.watcher, self.cross = watcher, cross
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -235,11 +242,13 @@ class _Recorder(DynamicCache):
 
 
 class _Watcher:
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
         self.stack: list[tuple[str, list[Any]]] = []
         self.seen: dict[str, _Seen] = {}
         self.pairs: list[tuple[str, Pair, Call]] = []
+        types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+        self.mixed = any("attention" not in kind or "linear" in kind for kind in types)
 
     def enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.stack.append((name, [*args, *kwargs.values()]))
@@ -526,4 +535,5 @@ def _ropes(table: torch.Tensor, width: int) -> Iterator[dict[str, Any]]:
                 for even in (False, True):
                     if even and size != given:
                         continue
-                    yield {"start": start, "size": size, "interleaved": interleaved, "even": even}
+                    layout = {"start": start, "size": size, "interleaved": interleaved, "even": even}
+                    yield from ({**layout, "backwards": backwards} for backwards in (False, True))

@@ -82,6 +82,20 @@ def settle(plan: Plan, source: Path, folder: Path, report: Report = silent) -> P
     return decide(plan, seen, trick, folder)
 
 
+def by_values(plan: Plan) -> Plan | None:
+    """What `settle` may make of a plan: values cached wherever it may choose that; None: nowhere."""
+    trick = next((trick for trick in plan.tricks if trick.name == NAME), None)
+    if trick is None:
+        return None
+    makes, settled = _makes(plan), []
+    for spec, make in zip(_chosen(plan), makes, strict=True):
+        new = _ways(spec, trick)[-1]
+        detail = next(p.detail for p in plan.places if p.trick == NAME and p.where == spec["module"])
+        settled.append((new, Place(NAME, spec["module"], True, detail), _edits(new, make, None)))
+    turned = any(new["mode"] == "v" for new, _, _ in settled) and trick.option("mode") == "auto"
+    return _with(plan, makes, settled, []) if turned else None
+
+
 def look(plan: Plan, source: Path, trick: Trick, report: Report = silent, own_code: bool = False) -> Seen:
     """Run the source, in float32 and in the cache's dtype, on the calibration text.
 
@@ -234,8 +248,8 @@ def _matrices(way: _Way, number: int) -> dict[str, torch.Tensor]:
     return {f"{number}.{name}": tensor.cpu().contiguous() for name, tensor in made.items()}
 
 
-def _edits(spec: dict[str, Any], make: Make, settled: dict[str, Any]) -> list[Edit]:
-    """The edits of a settled layer, in the place of those that `make` began."""
+def _edits(spec: dict[str, Any], make: Make, settled: dict[str, Any] | None) -> list[Edit]:
+    """The edits of a layer in the place of those that `make` began; `settled`: where its matrices are."""
     names = make.inputs
     if spec["cached"] != make.options["cached"]:
         names = {"primary": names["derived"], "derived": names["primary"]}

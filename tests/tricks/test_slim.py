@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._inductor.cpp_builder import get_cpp_compiler
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -22,6 +24,7 @@ from models.evaluate import HELDOUT
 from models.sounds import codebook, spoken
 from tricks import BadInput, Conversion, Plan, convert, make_plan, parse_trick, read_checkpoint
 from tricks.shipped.modeling_slim import cache_bytes
+from tricks.slim import mirrored
 
 MODELS = Path(__file__).parents[2] / "models"
 FOLDERS = {"llama": MODELS / "tiny-llama"} | {
@@ -171,6 +174,42 @@ def test_a_decoding_step_compiles_whole(name: str, trick: str, slim: Any) -> Non
     assert torch.allclose(*said, atol=0.02 * float(said[0].abs().max()))
 
 
+def compiler() -> str:
+    """Why nothing can be compiled for this machine's CPU; "" where it can."""
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # noqa: BLE001 - it names what it lacks
+        return str(error).splitlines()[0]
+    return ""
+
+
+@pytest.mark.skipif(bool(compiler()), reason=f"no C++ compiler: {compiler()}")
+def test_steps_compiled_by_inductor_say_what_eager_steps_say(tmp_path: Path) -> None:
+    """One trained layer, for compiling takes its time; a static cache, error feedback and residual."""
+    short = load("llama", FOLDERS["llama"], torch.bfloat16)
+    short.model.layers = short.model.layers[:1]
+    short.config.num_hidden_layers = 1
+    short.save_pretrained(tmp_path / "source")
+    for file in FOLDERS["llama"].glob("token*"):
+        shutil.copy(file, tmp_path / "source")
+    plan = make_plan(read_checkpoint(tmp_path / "source"), [parse_trick("slim:residual=16")])
+    convert(plan, tmp_path / "source", tmp_path / "out")
+    model = load("llama", tmp_path / "out")
+    said = []
+    with torch.no_grad():
+        for step in (model, torch.compile(model, backend="inductor", fullgraph=True)):
+            cache = StaticCache(config=model.config, max_cache_len=48)
+            logits = [model(text("llama", 16), past_key_values=cache, use_cache=True).logits[:, -1:]]
+            for place in range(16, 40):
+                where = torch.tensor([[place]])
+                best = logits[-1].argmax(-1)
+                given = {"past_key_values": cache, "use_cache": True, "position_ids": where}
+                logits.append(step(best, **given).logits)
+            said.append(torch.cat(logits, 1))
+    assert torch.equal(said[0].argmax(-1), said[1].argmax(-1))
+    assert torch.allclose(*said, atol=1e-3 * float(said[0].abs().max()))
+
+
 def test_an_8_bit_cache_holds_what_the_plan_says(slim: Any) -> None:
     plan, folder = slim("llama", "slim:cache=int8")
     ids = text("llama", 60)
@@ -186,6 +225,15 @@ def test_values_are_cached_where_that_holds_better(slim: Any) -> None:
     modes = [spec["mode"] for spec in plan.config["tricksmith"]["slim"]["layers"]]
     assert "v" in modes
     assert all("condition number" in place.detail for place in plan.places)
+
+
+def test_caching_values_by_choice_is_in_the_plans_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration may turn a layer to caching values once the plan is proven: the proof has tried that."""
+    sound = mirrored
+    monkeypatch.setattr("tricks.slim_settle.mirrored", lambda spec: {**sound(spec), "value": spec["key"]})
+    for trick, refused in (("slim", True), ("slim:mode=k", False)):
+        with pytest.raises(BadInput, match="failed its own proof") if refused else nullcontext():
+            make_plan(read_checkpoint(FOLDERS["gpt2"]), [parse_trick(trick)])
 
 
 def test_a_width_that_is_asked_for_is_kept(slim: Any) -> None:

@@ -54,6 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "interleaved": {"model_type": "cohere", "use_qk_norm": False},
     "interleaved, positions looked up in the module": {"model_type": "gptj", "rotary_dim": 8},
     "interleaved, fused, looked up": {"model_type": "codegen", "rotary_dim": 8},
+    "turned backwards": {"model_type": "nanochat"},
     "norms by heads": {"model_type": "qwen3"},
     "partial, biases": {"model_type": "phi", "partial_rotary_factor": 0.5, "rope_parameters": None},
     "partial": {"model_type": "stablelm", "partial_rotary_factor": 0.5, "use_qkv_bias": True},
@@ -61,6 +62,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "soft caps": {"model_type": "gemma2", "sliding_window": 9, "query_pre_attn_scalar": 16},
     "alibi": {"model_type": "bloom", "n_head": 4, "n_layer": 2},
     "alibi, fused": {"model_type": "mpt", "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    "beside linear attention": {
+        "model_type": "olmo_hybrid",
+        "layer_types": ["linear_attention", "full_attention"],
+    },
     "learned positions": {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 64},
 }
 
@@ -94,6 +99,9 @@ CASES = [("k", kind) for kind in KINDS] + [("v", kind) for kind in ("alibi", "le
 def test_decodes_as_the_source(mode: str, kind: str, tmp_path: Path) -> None:
     plan = planned(tmp_path / "source", KINDS[kind], f"slim:mode={mode}")
     assert all(place.fits for place in plan.places)
+    rope = plan.config["tricksmith"]["slim"]["layers"][-1]["rope"]
+    # Frequencies that change with the length of the text: cos and sin are kept, not positions.
+    assert rope is None or (rope["source"] is None) == (kind in ("dynamic", "longrope"))
     convert(plan, tmp_path / "source", tmp_path / "slim", settling=False)
     ids = torch.randint(1, 96, (2, 26), generator=torch.Generator().manual_seed(0))
     found = []
@@ -116,6 +124,7 @@ def test_decodes_as_the_source(mode: str, kind: str, tmp_path: Path) -> None:
             "64 numbers a token in 2 heads, and its input, which slim attention must be able to",
         ),
         ({"model_type": "rwkv"}, "slim", "keeps no cache of keys and values"),
+        ({"model_type": "mamba", "state_size": 4}, "slim", "keeps no cache of keys and values"),
         ({"model_type": "llama"}, "slim:mode=e", "no cross attention"),
         ({"model_type": "llama"}, "slim:residual=64", "saves nothing"),
     ],

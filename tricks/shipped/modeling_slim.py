@@ -80,8 +80,11 @@ def rotate(x, cos, sin, rope):
         first, second = part[..., 0::2], part[..., 1::2]
     else:
         first, second = part.chunk(2, -1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
+    sin = -sin if rope["backwards"] else sin
+    turned = (first * cos).addcmul_(second, -sin), (second * cos).addcmul_(first, sin)
     part = torch.stack(turned, -1).flatten(-2) if rope["interleaved"] else torch.cat(turned, -1)
+    if size == x.shape[-1]:
+        return part.to(x.dtype)
     return torch.cat([x[..., :start], part.to(x.dtype), x[..., start + size :]], -1)
 
 
@@ -437,9 +440,10 @@ class Memo:
         self.primary = self.open(stored)
         return self.primary, self.read(codes)
 
-    def side(self, layer, name):
-        """One side of every cached token, bias included: [B, n, e]."""
-        primary, residual = self.tokens(layer)
+    def side(self, layer, name, tokens=None):
+        """One side of every cached token, bias included: [B, n, e]; `tokens`: P and C where they are read
+        already."""
+        primary, residual = self.tokens(layer) if tokens is None else tokens
         spec = self.spec
         linear = self.linear(name)
         if self.mode in ("x", "e"):
@@ -450,8 +454,8 @@ class Memo:
             made = linear.slim.make(primary, residual)
         return made if linear.bias is None else made + self.slot(linear.bias, spec[name])
 
-    def keys(self, layer):
-        keys = self.side(layer, "key")
+    def keys(self, layer, tokens=None):
+        keys = self.side(layer, "key", tokens)
         spec = self.spec
         norm = self.module.get_submodule(spec["norm"]["module"]) if spec["norm"] else None
         if norm is not None and spec["norm"]["flat"]:
@@ -511,12 +515,6 @@ def attention(module, query, key, value, attention_mask, **kwargs):
             kwargs.setdefault("is_causal", False)
         return stock(module, query, key, value, attention_mask, **kwargs)
 
-    def scores(query):
-        # The stock code's own softmax: soft caps, sinks and biases are its business. No values are asked for,
-        # and it works in float32, as fused kernels do: in 16 bits it would round scores.
-        keys, query = at_least_float32(memo.keys(layer)), at_least_float32(query)
-        return memo.eager(module, query, keys, keys[..., :0], additive(attention_mask, query), **kwargs)[1]
-
     slim = memo.linear("value").slim
     groups = memo.spec["groups"]
     sums = memo.step.rows(memo, layer, query, attention_mask, kwargs)
@@ -524,6 +522,17 @@ def attention(module, query, key, value, attention_mask, **kwargs):
         output = memo.step.output(sums, slim, query)
     else:
         primary, residual = memo.tokens(layer)
+        if not (primary.is_cuda or memo.spec["norm"]):  # both products below are in float32, RoPE then too
+            primary = at_least_float32(primary)
+
+        def scores(query):
+            # The stock code's own softmax: soft caps, sinks and biases are its business. No values are asked
+            # for, and it works in float32, as fused kernels do: in 16 bits it would round scores.
+            keys = at_least_float32(memo.keys(layer, (primary, residual)))
+            query = at_least_float32(query)
+            mask = additive(attention_mask, query)
+            return memo.eager(module, query, keys, keys[..., :0], mask, **kwargs)[1]
+
         mixes = (
             side.repeat_interleave(groups, 0) if groups > 1 else side
             for side in slim.mixes(memo.spec["heads"])

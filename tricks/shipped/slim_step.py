@@ -99,6 +99,7 @@ class Step:
             self.steps.rotary is not None
             and kind != "dynamic"  # its frequencies change while tokens are in the cache
             and (rope["start"], rope["size"], rope["interleaved"]) == (0, size, False)
+            and not rope["backwards"]
         )
         self.fits = spec["mode"] == "k" and spec["interface"] and not spec["norm"] and turns
         self.fits = self.fits and spec["groups"] == 1
