@@ -149,6 +149,7 @@ class Repo:
         bases = data.get("base_model") or []
         licence = data.get("license")
         found = [self.library, self.pipeline, *(data.get("tags") or []), "region:us"]
+        found += ["safetensors"] * any(name.endswith(".safetensors") for name in commit.files)
         found += [f"base_model:{base}" for base in ([bases] if isinstance(bases, str) else bases)]
         return [str(tag) for tag in found if tag] + ([f"license:{licence}"] if licence else [])
 
