@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tricks.shipped.nvrtc import NoKernel
-from tricks.shipped.slim_kernel import Shape, _say, decode, layout, source
+from tricks.shipped.slim_kernel import Shape, _clusters, _say, decode, layout, source
 
 HEADS, SIZE, REST = 3, 16, 8
 
@@ -115,3 +115,19 @@ def test_known_geometries_fit_the_card(heads: int, size: int, residual: int, clu
 def test_other_shapes_are_refused(shape: Shape) -> None:
     with pytest.raises(NoKernel):
         layout(shape)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 30, 64])
+@pytest.mark.parametrize("slots", [16, 2048, 131072])
+def test_a_batch_is_shared_by_as_many_clusters_as_pay(batch: int, slots: int) -> None:
+    chosen = _clusters(batch, slots, 30)
+    assert 1 <= chosen <= 30
+    assert chosen == 1 or batch * slots // chosen >= 64  # no cluster without a handful of tiles
+    if batch * slots >= 1 << 17:
+        assert chosen == 30
+
+
+def test_heads_that_fill_no_blocks_of_columns_are_refused() -> None:
+    assert layout(Shape(4, 48, 0, torch.bfloat16, True)).keys == 3
+    with pytest.raises(NoKernel):
+        layout(Shape(5, 48, 0, torch.bfloat16, True))
