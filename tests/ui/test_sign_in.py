@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_sign_in_convert_and_nobody_else_sees_it(
             stranger.goto(address)
             expect(stranger.get_by_role("alert").filter(has_text="no job")).to_be_visible()
             expect(stranger.locator("body")).not_to_contain_text("ann/mine")
+
+
+def test_models_are_suggested_and_folders_are_not(context: BrowserContext, url: str) -> None:
+    page = context.new_page()
+    page.goto(url)
+    model, found = page.get_by_label("Model", exact=True), page.get_by_role("option", name="forge/small")
+    for _ in range(20):  # keys that come before the page is ready bring nothing
+        model.fill("")
+        model.press_sequentially("forge/", delay=100)
+        page.wait_for_timeout(2000)
+        if found.count():
+            break
+    found.click()
+    expect(page.locator("#plan")).to_contain_text("proven in float64", timeout=SLOW_MS)
+    expect(page).to_have_url(re.compile("model=forge"))
+    expect(page.get_by_text("A folder of this machine")).to_have_count(0)
 
 
 PAGES = ("", "jobs", "compare", "gallery", "watches", "programs", "job?id=ab12")
