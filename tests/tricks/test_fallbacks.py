@@ -22,13 +22,14 @@ CARD = torch.device("cuda", 0)
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has both kernels believe that the tensors at hand are on a card of this name and capability."""
-    for one in (
+    remembered = (
         slim_kernel._kernels,
         slim_kernel._say,
         flash_kernel._refusal,
         flash_kernel._say,
         nvrtc._nvrtc,
-    ):
+    )
+    for one in remembered:
         one.cache_clear()
     monkeypatch.setattr(flash_kernel, "_failed", {})
 
@@ -43,13 +44,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     yield pretend
     monkeypatch.undo()
-    for one in (
-        slim_kernel._kernels,
-        slim_kernel._say,
-        flash_kernel._refusal,
-        flash_kernel._say,
-        nvrtc._nvrtc,
-    ):
+    for one in remembered:
         one.cache_clear()
 
 

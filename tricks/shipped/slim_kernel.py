@@ -474,11 +474,11 @@ def source(shape: Shape, placed: Layout) -> str:
 
 def _clusters(batch: int, slots: int, most: int) -> int:
     """How many clusters share the batch's slots evenly: the least of a share and what pieces of rows cost."""
-    fixed, combining = 96, 3  # in tokens' time: filling the pipeline; writing and reading a piece's sums
+    combining = 3  # in tokens' time: writing and reading a piece's sums
 
     def cost(clusters: int) -> float:
         pieces = 2 * clusters if batch % clusters else 0
-        return batch * slots / clusters + fixed + pieces * combining
+        return batch * slots / clusters + pieces * combining
 
     most = max(1, min(batch * slots // 64, most))
     return min(range(1, most + 1), key=cost)
