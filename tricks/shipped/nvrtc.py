@@ -132,7 +132,8 @@ def _compile(source: str, *options: str) -> bytes:
     nvrtc = _nvrtc()
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
-    given = (ctypes.c_char_p * (len(options) + 1))(b"--std=c++17", *(o.encode() for o in options))
+    options = ("--std=c++17", "--device-as-default-execution-space", *options)  # lambdas are the device's
+    given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
     failed = nvrtc.nvrtcCompileProgram(program, len(given), given)
     get = (
         ("nvrtcGetProgramLogSize", "nvrtcGetProgramLog") if failed else ("nvrtcGetCUBINSize", "nvrtcGetCUBIN")

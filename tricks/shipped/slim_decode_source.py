@@ -91,13 +91,15 @@ __device__ __forceinline__ float exp2_fast(float x) {
 """
 
 DECODE = r"""
-constexpr int T = 16, RING = 4, RESEED = 32;
+constexpr int T = 16, RING = 4, RESEED = 256;
 constexpr int SCORE = 8, SOFTMAX = 12, COPY = 14, THREADS = 512;  // the first warp of each role
 constexpr int HPC = HEADS / CL;                         // heads whose scores this block computes
 constexpr int HPAD = (HEADS + 7) / 8 * 8;
 constexpr int KC = HPC * DK;                            // columns of this block: keys, then RC of C
 constexpr int KB = KC / 64, RB = (RC + 63) / 64, BLOCKS = KB + RB;  // of 64 columns
 constexpr int MINE = (BLOCKS + 1) / 2;                  // of a warpgroup
+constexpr int EIGHTS = HPAD / 8;                        // of heads
+constexpr int SPOTS = CL * BLOCKS * 128;                // four sums each of eight heads
 constexpr int UNITS = DK / 16;                          // of a head: 8 channels and their partners
 constexpr int CHUNKS = (HPC + 7) / 8, WPC = 4 / CHUNKS; // of 8 heads; warps that share a head's units
 constexpr int UPW = (UNITS + WPC - 1) / WPC;
@@ -106,7 +108,10 @@ constexpr int OWN = CHUNKS;                             // heads per quarter war
 constexpr int GCD = DK % 64 == 0 ? 64 : DK % 32 == 0 ? 32 : 16, PERIOD = 64 / GCD;
 constexpr bool HALVED = UNITS % WPC * 2 == WPC && HPC == 8;  // two warps share a unit
 
-constexpr int BLOCK = T * 128, STAGE = BLOCKS * BLOCK, SLOT = HPAD * (2 * T + 8);
+// A tile: 8 tokens' blocks, then those of the other 8, so that memory is read in the longer stretches.
+constexpr int BLOCK = 8 * 128, EIGHT = BLOCKS * BLOCK, STAGE = 2 * EIGHT, SLOT = HPAD * (2 * T + 8);
+// Tiles asked for at once. Blocks that ask for more get it at the cost of others, which end the later.
+constexpr int FLIGHT = STAGE > 40 * 1024 ? 2 : 80 * 1024 / STAGE;
 constexpr int AT_P = STAGES * STAGE;                    // weights, each head's factor and their sum
 constexpr int AT_S = AT_P + RING * SLOT;                // scores, a plane for each warp of a chunk
 constexpr int FULL = AT_S + STAGES * WPC * HPC * HROW * 4;  // a tile has come
@@ -135,10 +140,15 @@ __device__ __forceinline__ void turn(u32& x, u32& y, u32 c, u32 s) {
   asm("fma.rn." X2 " %0, %1, %2, %3;" : "=r"(y) : "r"(y), "r"(c), "r"(xs));
   x = z;
 }
-// Cosine and sine of distance · freq (radians), exact to float32 at any distance.
-__device__ __forceinline__ void angle(float freq, int distance, float& c, float& s) {
-  const double halves = freq * 0.3183098861837907 * distance;  // in units of pi
-  sincospif((float)(halves - 2 * rint(halves * 0.5)), &s, &c);
+// Radians per position in whole turns of 2^64: a product with a distance drops the whole turns by itself.
+__device__ __forceinline__ u64 turns_of(float freq) {
+  const double turns = freq * 0.15915494309189535;
+  return __double2ull_rz((turns - floor(turns)) * 18446744073709551616.0);
+}
+// Cosine and sine of distance · freq to 2^-21, at any distance.
+__device__ __forceinline__ void angle(u64 turns, int distance, float& c, float& s) {
+  const float radians = (int)((turns * (long long)distance) >> 32) * 1.4629180792671596e-9f;
+  s = __sinf(radians), c = __cosf(radians);
 }
 
 __device__ __forceinline__ void barrier_init(u32 bar, int count) {
@@ -159,8 +169,11 @@ __device__ __forceinline__ void arrive(u32 bar) {
 __device__ __forceinline__ void arrive_remote(u32 bar) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" :: "r"(bar) : "memory");
 }
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // What ordinary instructions wrote is seen by wgmma.
 __device__ __forceinline__ void to_tensor_cores() {
@@ -200,7 +213,7 @@ struct Job {
   int window;          // newest slots to read, or 0: all
   int batch;
   float* out;          // [batch][HEADS][DR]
-  float* part;         // [2 * clusters][HEADS][DR] sums of pieces that are not a whole row
+  float* part;         // [2 * clusters][EIGHTS][SPOTS][4] sums of pieces that are not a whole row
   float* norm;         // [2 * clusters][HEADS][2] their largest score, sum of weights
   int2* spans;         // [batch] where a row's first piece is in `part`, and the last cluster that has one
 };
@@ -242,17 +255,26 @@ __device__ __forceinline__ void walk(const Job& job, const int* share, Each each
   }
 }
 
+// Where one of a thread's sums belongs: `group` of 8 heads, block of columns, `e` of four in wgmma's order.
+struct Sum { int head, in_row; bool there; };
+__device__ __forceinline__ Sum sum_at(int group, int rank, int block, int warp, int lane, int e) {
+  const int head = group * 8 + lane % 4 * 2 + e % 2;
+  const int column = (block < KB ? block : block - KB) * 64 + warp * 16 + lane / 4 + e / 2 * 8;
+  const int at = block < KB ? rank * KC + column : D + rank * RC + column;
+  return {head, head * DR + at, head < HEADS && column < (block < KB ? KC : RC) && at < DR};
+}
+
 // One warp: where this cluster's share begins; the first block also says which clusters have what row.
 __device__ __forceinline__ void find_share(const Job& job, int* share) {
   const int lane = threadIdx.x, cluster = blockIdx.y;
-  const long long clusters = gridDim.y;
+  const u32 clusters = gridDim.y;  // times all tiles it is less than 2^32
   const int early = lane < job.batch ? row_of(job, lane).tiles : 0;
   int total = early;
   for (int b = lane + 32; b < job.batch; b += 32) total += row_of(job, b).tiles;
 #pragma unroll
   for (int m = 16; m; m /= 2) total += __shfl_xor_sync(~0u, total, m);
-  const int begin = total * (long long)cluster / clusters;
-  const int end = total * (cluster + 1ll) / clusters;
+  const int begin = (u32)total * cluster / clusters;
+  const int end = (u32)total * (cluster + 1) / clusters;
   if (lane == 0) share[0] = share[1] = share[2] = 0;
   __syncwarp();
   int before = 0;
@@ -267,9 +289,9 @@ __device__ __forceinline__ void find_share(const Job& job, int* share) {
     const int from = before + upto - tiles;
     if (begin >= from && begin < from + tiles) share[0] = b, share[1] = begin - from, share[2] = end - begin;
     if (blockIdx.x == 0 && cluster == 0 && b < job.batch) {
-      const int first = ((from + 1) * clusters - 1) / max(total, 1);
-      const int last = ((from + tiles) * clusters - 1) / max(total, 1);
-      const bool fresh = (int)(total * (long long)first / clusters) == from;
+      const int first = ((from + 1) * clusters - 1) / (u32)max(total, 1);
+      const int last = ((from + tiles) * clusters - 1) / (u32)max(total, 1);
+      const bool fresh = (int)((u32)total * first / clusters) == from;
       job.spans[b] = tiles ? make_int2(2 * first + !fresh, last) : make_int2(-1, -1);
     }
     before += __shfl_sync(~0u, upto, 31);
@@ -284,6 +306,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   int* const share = (int*)(memory + AT_SHARE);
 
   if (warp == 0) find_share(job, share);
+  if (threadIdx.x == 64) asm volatile("prefetch.tensormap [%0];" :: "l"(&cache.k) : "memory");
   if (threadIdx.x == 32) {
     for (int i = 0; i < STAGES; i++) {
       barrier_init(base + FULL + 8 * i, cache.codes ? 3 : 1);
@@ -299,17 +322,21 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
   for (int i = threadIdx.x; i < RING * SLOT / 4; i += THREADS)  // no weight, factor 1, sum 1
     ((u32*)(memory + AT_P))[i] = i % (SLOT / 4) < HPAD * T / 2 ? 0 : 0x3f800000u;
   to_tensor_cores();
-  __syncthreads();
-  cluster_sync();
+  auto begin = [] {
+    __syncthreads();
+    cluster_arrive();  // nothing is sent to another block before its barriers stand
+  };
 
   if (warp < SCORE) {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 176;");
+    begin();
+    cluster_wait();
     // Sums of this warpgroup's blocks of 64 columns. Where they are odd, both sum the one in the middle.
     const int n0 = warp < 4 ? 0 : BLOCKS - MINE;
     float acc[MINE][HPAD / 2];
-    // Matrix descriptors: 128-byte swizzle, 8 tokens 1024 bytes apart; weights in 8 heads x 8 tokens of 128.
+    // Matrix descriptors: 128-byte swizzle, 8 tokens EIGHT bytes apart; weights in 8 heads x 8 tokens of 128.
     const u32 here = base & 0xffffff;  // above it stands the block's rank
-    const u64 columns = (u64)1 << 62 | (u64)(1024 >> 4) << 32 | (u64)1 << 16 | (here + n0 * BLOCK) >> 4;
+    const u64 columns = (u64)1 << 62 | (u64)(EIGHT >> 4) << 32 | (u64)1 << 16 | (here + n0 * BLOCK) >> 4;
     const u64 weights = (u64)(128 >> 4) << 32 | (u64)HPAD << 16 | (here + AT_P) >> 4;
     int stage = 0, slot = 0, parity = 0;
     walk(job, share, [&](const Piece& piece) {
@@ -348,23 +375,28 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         if (++stage == STAGES) stage = 0;
         if (++slot == RING) slot = 0, parity ^= 1;
       }
-      float* const to = piece.place < 0 ? job.out + (long long)piece.row * HEADS * DR
-                                        : job.part + (long long)piece.place * HEADS * DR;
+      if (piece.place < 0) {
 #pragma unroll
-      for (int n = 0; n < MINE; n++)
+        for (int n = 0; n < MINE; n++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const int block = n0 + n, row = warp % 4 * 16 + lane / 4 + 8 * h;
-          const int column = (block < KB ? block : block - KB) * 64 + row;
-          const int at = block < KB ? rank * KC + column : D + rank * RC + column;
-          if (column >= (block < KB ? KC : RC) || at >= DR) continue;
+          for (int e = 0; e < HPAD / 2; e++) {
+            const Sum at = sum_at(e / 4, rank, n0 + n, warp % 4, lane, e % 4);
+            float* const row = job.out + (long long)piece.row * HEADS * DR;
+            if (at.there) row[at.in_row] = acc[n][e] * scale[e / 4 * 2 + e % 2];
+          }
+      } else {
+        float4* const to = (float4*)job.part + (long long)piece.place * EIGHTS * SPOTS + rank * BLOCKS * 128 +
+                           n0 * 128 + threadIdx.x % 128;
 #pragma unroll
-          for (int j = 0; j < HPAD / 4; j++) {
-            const int head = j / 2 * 8 + lane % 4 * 2 + j % 2;
-            if (HPAD == HEADS || head < HEADS)
-              to[(long long)head * DR + at] = acc[n][j / 2 * 4 + j % 2 + 2 * h] * scale[j];
+        for (int n = 0; n < MINE; n++) {
+          if (BLOCKS % 2 && n0 && n == 0) continue;  // the other warpgroup has it too
+#pragma unroll
+          for (int g = 0; g < EIGHTS; g++) {
+            const float* const x = acc[n] + g * 4;
+            to[g * SPOTS + n * 128] = make_float4(x[0], x[1], x[2], x[3]);
           }
         }
+      }
     });
   } else if (warp < SOFTMAX) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
@@ -387,67 +419,94 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       const int unit = unit_of(u);
 #if ROPE
       // The turns of a tile's tokens, seen from its middle, as the lanes of an mma hold them.
+      u64 turns_in[2];
+#pragma unroll
+      for (int n = 0; n < 2; n++) turns_in[n] = turns_of(job.freq[unit * 8 + lane % 4 * 2 + n]);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        float c0, s0, c1, s1;
-        angle(job.freq[unit * 8 + lane % 4 * 2], lane / 4 + 8 * h - T / 2, c0, s0);
-        angle(job.freq[unit * 8 + lane % 4 * 2 + 1], lane / 4 + 8 * h - T / 2, c1, s1);
-        turns[u][2 * h] = pack(c0, c1);
-        turns[u][2 * h + 1] = pack(s0, s1);
+        float c[2], s[2];
+#pragma unroll
+        for (int n = 0; n < 2; n++) angle(turns_in[n], lane / 4 + 8 * h - T / 2, c[n], s[n]);
+        turns[u][2 * h] = pack(c[0], c[1]);
+        turns[u][2 * h + 1] = pack(s[0], s[1]);
       }
 #endif
 #pragma unroll
       for (int p = 0; p < PERIOD; p++) {
         const int column = (chunk * 8 + p) * DK + unit * 8 + lane / 16 * (DK / 2), row = lane % 16;
-        keys[u][p] = base + column / 64 * BLOCK + row * 128 + ((column / 8 % 8) ^ (row % 8)) * 16;
+        keys[u][p] = base + row / 8 * EIGHT + column / 64 * BLOCK + row % 8 * 128 +
+                     ((column / 8 % 8) ^ (row % 8)) * 16;
       }
     }
+    begin();
+    cluster_wait();
     int stage = 0, parity = 0;
     walk(job, share, [&](const Piece& piece) {
       for (int i = 0; i < piece.tiles; i++) {
         const int slot = piece.slot + i * T;
-        u32 q[UPW][2];  // the query, turned to the middle of the tile
+        if (i % RESEED == 0) {
 #pragma unroll
-        for (int u = 0; u < UPW; u++) {
-          const int f = unit_of(u) * 8 + lane % 4 * 2;
-          if (i % RESEED == 0) {
+          for (int u = 0; u < UPW; u++) {
+            const int f = unit_of(u) * 8 + lane % 4 * 2;
             const u16* from = job.q + ((long long)piece.row * HEADS + rank * HPC + (own ? mine : 0)) * DK + f;
             const u32 x = *(const u32*)from, y = *(const u32*)(from + DK / 2);
             const float scale = own && (HALVED || part + u * WPC < UNITS) ? job.scale : 0.f;
             qx[u][0] = low(x) * scale, qx[u][1] = high(x) * scale;
             qy[u][0] = low(y) * scale, qy[u][1] = high(y) * scale;
+#if ROPE
+#pragma unroll
+            for (int n = 0; n < 2; n++) {
+              float c, s;
+              if (job.turn) {
+                const float* turn = job.turn + (long long)piece.row * DK + f + n;
+                c = turn[0], s = -turn[DK / 2];
+                const float x = qx[u][n];
+                qx[u][n] = x * c - qy[u][n] * s;
+                qy[u][n] = qy[u][n] * c + x * s;
+              }
+              const u64 turns = turns_of(job.freq[f + n]);
+              angle(turns, piece.length - 1 - slot + T / 2, c, s);  // to the middle of the tile before
+              const float x = qx[u][n];
+              qx[u][n] = x * c - qy[u][n] * s;
+              qy[u][n] = qy[u][n] * c + x * s;
+              angle(turns, -T, qc[u][n], qs[u][n]);
+            }
+#endif
           }
+        }
+        u32 q[UPW][2];  // the query, turned to the middle of the tile
+#pragma unroll
+        for (int u = 0; u < UPW; u++) {
 #if ROPE
 #pragma unroll
           for (int n = 0; n < 2; n++) {
-            if (i % RESEED == 0) {
-              if (job.turn) {
-                const float* turn = job.turn + (long long)piece.row * DK + f + n;
-                const float x = qx[u][n];
-                qx[u][n] = x * turn[0] + qy[u][n] * turn[DK / 2];
-                qy[u][n] = qy[u][n] * turn[0] - x * turn[DK / 2];
-              }
-              angle(job.freq[f + n], piece.length - 1 - slot - T / 2, qc[u][n], qs[u][n]);
-            }
             const float x = qx[u][n];
             qx[u][n] = x * qc[u][n] - qy[u][n] * qs[u][n];
             qy[u][n] = qy[u][n] * qc[u][n] + x * qs[u][n];
-            if (i % RESEED == 0) angle(job.freq[f + n], -T, qc[u][n], qs[u][n]);
           }
 #endif
           q[u][0] = pack(qx[u][0], qx[u][1]);
           q[u][1] = pack(qy[u][0], qy[u][1]);
         }
         wait(base + FULL + stage * 8, parity);
-        float out[4] = {};
+        // A warp is alone with its waits, so sums do not wait for each other: each is looked at when those of
+        // the next head are on their way.
         constexpr int STEP = PERIOD * DK / 64 * BLOCK;  // between heads that lie alike in their blocks
+        constexpr int MOST = HPC < 8 ? HPC : 8, SUMS = UPW < 2 ? 1 : 2;
         const u32 near = stage * STAGE + flip / PERIOD * STEP, far = stage * STAGE - flip / PERIOD * STEP;
+        float out[4] = {}, dot[2][SUMS][4];
+        auto look = [&](int h) {  // of the eight columns of an mma, the one of this head
+          const float (&d)[SUMS][4] = dot[h % 2];
+          if ((lane % 4 ^ flip / 2) == h / 2)
 #pragma unroll
-        for (int h = 0; h < (HPC < 8 ? HPC : 8); h++) {
-          if (HPC % 8 && chunk * 8 + h >= HPC) break;
-          float dot[4] = {};
+            for (int n = h % 2; n < 4; n += 2) out[n] = SUMS < 2 ? d[0][n] : d[0][n] + d[SUMS - 1][n];
+        };
+#pragma unroll
+        for (int h = 0; h < MOST; h++) {
 #pragma unroll
           for (int u = 0; u < UPW; u++) {
+            float (&sum)[4] = dot[h % 2][u % SUMS];
+            if (u < SUMS) sum[0] = sum[1] = sum[2] = sum[3] = 0;
             if (HALVED && u + 1 == UPW && h >= 4) continue;
             u32 k[4];
             load4(k, keys[u][h % PERIOD] + (h < 4 ? near : far) + h / PERIOD * STEP);
@@ -455,11 +514,11 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
             turn(k[0], k[2], turns[u][0], turns[u][1]);
             turn(k[1], k[3], turns[u][2], turns[u][3]);
 #endif
-            mma(dot, k, q[u][0], q[u][1]);
+            mma(sum, k, q[u][0], q[u][1]);
           }
-          // Of the eight columns of an mma, the one of this head.
-          if ((lane % 4 ^ flip / 2) == h / 2) out[h % 2] = dot[h % 2], out[h % 2 + 2] = dot[h % 2 + 2];
+          if (h) look(h - 1);
         }
+        look(MOST - 1);
         float* const scores = (float*)(memory + AT_S) + (stage * WPC + part) * HPC * HROW;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
@@ -468,7 +527,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         }
         if (slot < piece.first || slot + T > piece.length) {  // what is not of the row counts as 0
           for (int n = threadIdx.x - 32 * SCORE; n < STAGE / 16; n += 128) {
-            const int token = slot + n / 8 % T;
+            const int token = slot + n / (EIGHT / 16) * 8 + n / 8 % 8;
             if (token < piece.first || token >= piece.length)
               *(uint4*)(memory + stage * STAGE + n * 16) = make_uint4(0, 0, 0, 0);
           }
@@ -481,6 +540,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
     });
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 64;");
+    begin();
     if (warp < COPY) {
       // Softmax: quarter warps with a lane per two tokens; `top` is the same in all lanes of a quarter.
       const int quarter = 4 * (warp - SOFTMAX) + lane / 8, t = lane % 8;
@@ -495,6 +555,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       }
       const u32 factors = remote(base + AT_P + HPAD * 2 * T + rank * HPC * 8, min(t, CL - 1));
       const u32 told_factors = remote(base + SENT, min(t, CL - 1));
+      cluster_wait();
       int stage = 0, parity = 0, slot = 0, freed = 1;
       walk(job, share, [&](const Piece& piece) {
         float top[OWN], sum[OWN] = {};
@@ -584,8 +645,14 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       constexpr int PER = RB ? RB : 1, HALF = T / 2, FAR = 16;
       const int side = warp - COPY;
       int stage = 0, parity = 1, tile = 0;
+      bool joined = false;
+      auto join = [&] {
+        if (!joined) cluster_wait();
+        joined = true;
+      };
       auto free = [&] {  // the tile before in this stage is done with; so are its weights
         if (tile >= STAGES) {
+          join();
           wait(base + DONE + stage * 8, parity);
           if (side == 0 && lane < CL) arrive_remote(remote(base + FREE + (tile - STAGES) % RING * 8, lane));
         }
@@ -596,6 +663,7 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
       };
       auto copy = [&](const Piece& piece, int i) {
         free();
+        if (tile >= FLIGHT) wait(base + FULL + (tile - FLIGHT) % STAGES * 8, (tile - FLIGHT) / STAGES & 1);
         if (side == 0 && lane == 0) {
           int slot = piece.slot + i * T, batch = piece.row;
           if (cache.table) {
@@ -604,10 +672,13 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
           }
           const u32 to = base + stage * STAGE, bar = base + FULL + stage * 8;
           const int rests = cache.codes ? 0 : RB;
-          expect(bar, (KB + rests) * BLOCK);
-          copy_keys(to, cache.k, rank * KB, slot, batch, bar);
-          for (int n = 0; n < rests; n++)
-            copy_rest(to + (KB + n) * BLOCK, cache.c, rank * RC + n * 64, slot, batch, bar);
+          expect(bar, 2 * (KB + rests) * BLOCK);
+          for (int e = 0; e < 2; e++) {
+            copy_keys(to + e * EIGHT, cache.k, rank * KB, slot + 8 * e, batch, bar);
+            for (int n = 0; n < rests; n++)
+              copy_rest(to + e * EIGHT + (KB + n) * BLOCK, cache.c, rank * RC + n * 64, slot + 8 * e, batch,
+                        bar);
+          }
         }
         __syncwarp();
       };
@@ -644,13 +715,14 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
             copy(piece, item / PER);
             fetch(item / PER + FAR);
           }
-          const u32 to = base + stage * STAGE + (KB + block) * BLOCK + lane / 4 * 16 + lane % 4 * 4;
+          const u32 to =
+              base + stage * STAGE + side * EIGHT + (KB + block) * BLOCK + lane / 4 * 16 + lane % 4 * 4;
 #pragma unroll
           for (int n = 0; n < HALF; n++) {
             const float s = __uint_as_float(__shfl_sync(~0u, scale, n) << 16);
             const u32 word = pack((float)(signed char)pairs[n] * s, (float)(signed char)(pairs[n] >> 8) * s);
             asm volatile("st.shared.u32 [%0], %1;"
-                         :: "r"((to ^ n * 16) + (side * HALF + n) * 128), "r"(word) : "memory");
+                         :: "r"((to ^ n * 16) + n * 128), "r"(word) : "memory");
           }
           if (block + 1 < PER) return;
           to_tensor_cores();
@@ -679,58 +751,65 @@ slim_decode(const __grid_constant__ Job job, const __grid_constant__ Cache cache
         });
       if (side == 0)
         for (int end = tile + STAGES; tile < end; next()) free();
+      join();
     }
   }
   __syncwarp();
-  cluster_sync();
+  cluster_arrive();
+  cluster_wait();
 }
 
-// A row's pieces become its output, one head and 1024 columns a block.
+// A row's pieces become its output: a block takes the sums that 256 threads left of 8 heads.
 extern "C" __global__ void __launch_bounds__(256)
-slim_combine(const float* __restrict__ part, const float2* __restrict__ norm, const int2* __restrict__ spans,
+slim_combine(const float4* __restrict__ part, const float2* __restrict__ norm, const int2* __restrict__ spans,
              float* __restrict__ out) {
   constexpr int MOST = 256, AT_ONCE = 8;
-  __shared__ float weight[MOST], whole;
-  const int head = blockIdx.y, at = min((blockIdx.x * 256 + threadIdx.x) * 4, DR - 4);
+  __shared__ float weight[MOST][8], whole[8];
   const int2 span = spans[blockIdx.z];
-  const int first = span.x / 2, pieces = min(span.y - first + 1, MOST);
-  if (span.x >= 0 && pieces == 1) return;  // a whole row is there already
-  float4* const to = (float4*)(out + ((long long)blockIdx.z * HEADS + head) * DR + at);
-  if (span.x < 0) {
-    *to = make_float4(0.f, 0.f, 0.f, 0.f);
-    return;
-  }
-  auto place = [&](int i) { return (long long)(i ? 2 * (first + i) : span.x) * HEADS + head; };
-  float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
-  for (int i = 0; i < pieces; i += AT_ONCE) {
-    float4 v[AT_ONCE];
+  const int first = span.x / 2, pieces = span.x < 0 ? 0 : min(span.y - first + 1, MOST);
+  if (pieces == 1) return;  // a whole row is there already
+  const int group = blockIdx.y, spot = blockIdx.x * 256 + threadIdx.x;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  auto place = [&](int i) { return (long long)(i ? 2 * (first + i) : span.x); };
+  float4 v[AT_ONCE];
+  auto ask = [&](int i) {
 #pragma unroll
     for (int n = 0; n < AT_ONCE; n++)
-      if (i + n < pieces) v[n] = *(const float4*)(part + place(i + n) * DR + at);
-    if (i == 0) {  // a warp weighs the pieces while their sums come
-      if (threadIdx.x < 32) {
-        float top = NEG_INF, sum = 0;
-        for (int n = threadIdx.x; n < pieces; n += 32) top = fmaxf(top, norm[place(n)].x);
+      if (i + n < pieces && spot < SPOTS) v[n] = part[(place(i + n) * EIGHTS + group) * SPOTS + spot];
+  };
+  ask(0);
+  {  // a warp for each head weighs the pieces while their sums come
+    const int head = min(group * 8 + warp, HEADS - 1);
+    float top = NEG_INF, sum = 0;
+    for (int n = lane; n < pieces; n += 32) top = fmaxf(top, norm[place(n) * HEADS + head].x);
 #pragma unroll
-        for (int m = 16; m; m /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, m));
-        for (int n = threadIdx.x; n < pieces; n += 32) {
-          const float2 given = norm[place(n)];  // largest score, sum of weights
-          weight[n] = given.x == top ? 1.f : exp2_fast(given.x - top);
-          sum += weight[n] * given.y;
-        }
-#pragma unroll
-        for (int m = 16; m; m /= 2) sum += __shfl_xor_sync(~0u, sum, m);
-        if (threadIdx.x == 0) whole = sum;
-      }
-      __syncthreads();
+    for (int m = 16; m; m /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, m));
+    for (int n = lane; n < pieces; n += 32) {
+      const float2 given = norm[place(n) * HEADS + head];  // largest score, sum of weights
+      const float w = given.x == top ? 1.f : exp2_fast(given.x - top);
+      weight[n][warp] = w;
+      sum += w * given.y;
     }
+#pragma unroll
+    for (int m = 16; m; m /= 2) sum += __shfl_xor_sync(~0u, sum, m);
+    if (lane == 0) whole[warp] = pieces ? sum : 1.f;
+  }
+  __syncthreads();
+  float x[4] = {};
+  for (int i = 0; i < pieces; i += AT_ONCE) {
+    if (i) ask(i);
 #pragma unroll
     for (int n = 0; n < AT_ONCE; n++)
       if (i + n < pieces) {
-        const float w = weight[i + n];
-        x.x += w * v[n].x, x.y += w * v[n].y, x.z += w * v[n].z, x.w += w * v[n].w;
+        const float2 w = *(const float2*)&weight[i + n][lane % 4 * 2];
+        x[0] += w.x * v[n].x, x[1] += w.y * v[n].y, x[2] += w.x * v[n].z, x[3] += w.y * v[n].w;
       }
   }
-  *to = make_float4(x.x / whole, x.y / whole, x.z / whole, x.w / whole);
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    const Sum at = sum_at(group, spot / 128 / BLOCKS, spot / 128 % BLOCKS, spot / 32 % 4, lane, e);
+    if (spot < SPOTS && at.there)
+      out[(long long)blockIdx.z * HEADS * DR + at.in_row] = x[e] / whole[at.head % 8];
+  }
 }
 """

@@ -36,6 +36,7 @@ _SHARED = 227 * 1024
 _FEW = 256  # tokens up to which a residual is made by its own kernel
 _MOST = 64  # tokens up to which rounding errors are fed back by kernels; beyond, cuBLAS is the faster
 _TAIL = 256  # channels of a block that is rounded in the last of these kernels
+_TAIL_SHARED = _TAIL**2  # bytes; the weights of the halves that follow such a block take two thirds of it
 _MATRIX_TILE = (16, 32)  # rows of a matrix and of the batch that a block of the thin products takes
 _SUMS = 144  # accumulators per thread; more of them spill
 _LOG2E = math.log2(math.e)
@@ -61,6 +62,7 @@ class Layout:
     share: int  # residual columns, likewise
     stages: int
     shared: int
+    sums: int  # numbers of all of a cluster's blocks
 
 
 class _Job(ctypes.Structure):
@@ -176,7 +178,7 @@ def decode(
     out = q.new_empty(batch, shape.heads, width, dtype=torch.float32)
     part = norm = None
     if clusters > 1:
-        part = q.new_empty(2 * clusters, shape.heads, width, dtype=torch.float32)
+        part = q.new_empty(2 * clusters, kernels.placed.sums, dtype=torch.float32)
         norm = q.new_empty(2 * clusters, shape.heads, 2, dtype=torch.float32)
     spans = q.new_empty(batch, 2, dtype=torch.int32)
     q = q.contiguous()
@@ -191,7 +193,9 @@ def decode(
     )
     kernels.step.launch((kernels.step.cluster, clusters, 1), job, cache)
     if part is not None and norm is not None:
-        kernels.combine.launch((-(-width // 1024), shape.heads, batch), part, norm, spans, out)
+        rows = -(-shape.heads // 8)
+        grid = (-(-kernels.placed.sums // (256 * 4 * rows)), rows, batch)
+        kernels.combine.launch(grid, part, norm, spans, out)
     return out
 
 
@@ -204,9 +208,9 @@ def _cache(
     if table is not None and k.shape[1] % _TILE:
         _say(f"pages of {k.shape[1]} slots; the slim kernel takes multiples of {_TILE}")
         return None
-    made = [tensor_map(blocks, (1, placed.keys, _TILE, 64))]
+    made = [tensor_map(blocks, (1, placed.keys, 8, 64))]
     if c is not None and codes is None:
-        made.append(tensor_map(c, (1, _TILE, 64)))
+        made.append(tensor_map(c, (1, 8, 64)))
     if None in made or (codes is not None and (codes.stride(1) != codes.shape[2] or codes.data_ptr() % 2)):
         _say("a cache whose rows do not begin at multiples of 16 bytes")
         return None
@@ -410,7 +414,7 @@ def layout(shape: Shape) -> Layout:
         small = _RING * (rows * 40 + 2 * 8) + 16
         stages = min(12, (_SHARED - small) // stage)
         if sums <= _SUMS and stages >= 4:
-            return Layout(cluster, keys, share, stages, small + stages * stage)
+            return Layout(cluster, keys, share, stages, small + stages * stage, cluster * columns * 64 * rows)
     raise NoKernel(f"the sums of {shape.heads} heads over {shape.heads * shape.size} columns fit no cluster")
 
 
@@ -438,7 +442,7 @@ def _kernels(shape: Shape, device: torch.device) -> _Kernels | None:
                     "slim_rest": (256, 0, 1),
                     "slim_codes": (256, 0, 1),
                     "slim_move": (256, 0, 1),
-                    "slim_tail": (512, 0, 1),
+                    "slim_tail": (512, _TAIL_SHARED, 1),
                 },
             )
             step = built["slim_decode"]
@@ -480,7 +484,7 @@ def _clusters(batch: int, slots: int, most: int) -> int:
         pieces = 2 * clusters if batch % clusters else 0
         return batch * slots / clusters + pieces * combining
 
-    most = max(1, min(batch * slots // 64, most))
+    most = max(1, min(batch * slots // 64, most, 2**32 * _TILE // (batch * slots) - 1))
     return min(range(1, most + 1), key=cost)
 
 

@@ -10,6 +10,7 @@ SOURCE = r"""
 // sides, so that a lane's eight numbers of a step lie beside one another in memory.
 
 constexpr int INNER = 256, COUNT = 4;  // threads; tiles of 8 rows of the batch
+template <int N> struct Tiles { static constexpr int most = N; };
 
 struct Pairs { u32 big[4], small[4]; };  // eight numbers
 
@@ -61,34 +62,36 @@ __device__ __forceinline__ void mma_bf(float* d, u32 a0, u32 a1, u32 a2, u32 a3,
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-// d [16 rows, 8 of the batch] += rows (lane / 4 of `a`, lane / 4 + 8 of `b`) times the batch's `x`.
-__device__ __forceinline__ void product(float* d, const Pairs& a, const Pairs& b, const Pairs& x) {
+// d [16 rows, 8 of the batch] += rows (lane / 4 of `a`, lane / 4 + 8 of `b`) times the batch's `x`, in two
+// sums that do not wait for each other.
+__device__ __forceinline__ void product(float (*d)[4], const Pairs& a, const Pairs& b, const Pairs& x) {
 #pragma unroll
   for (int s = 0; s < 4; s += 2) {
-    mma_bf(d, a.big[s], b.big[s], a.big[s + 1], b.big[s + 1], x.big[s], x.big[s + 1]);
-    mma_bf(d, a.big[s], b.big[s], a.big[s + 1], b.big[s + 1], x.small[s], x.small[s + 1]);
-    mma_bf(d, a.small[s], b.small[s], a.small[s + 1], b.small[s + 1], x.big[s], x.big[s + 1]);
-    mma_bf(d, a.small[s], b.small[s], a.small[s + 1], b.small[s + 1], x.small[s], x.small[s + 1]);
+    mma_bf(d[0], a.big[s], b.big[s], a.big[s + 1], b.big[s + 1], x.big[s], x.big[s + 1]);
+    mma_bf(d[1], a.big[s], b.big[s], a.big[s + 1], b.big[s + 1], x.small[s], x.small[s + 1]);
+    mma_bf(d[0], a.small[s], b.small[s], a.small[s + 1], b.small[s + 1], x.big[s], x.big[s + 1]);
+    mma_bf(d[1], a.small[s], b.small[s], a.small[s + 1], b.small[s + 1], x.small[s], x.small[s + 1]);
   }
 }
-__device__ __forceinline__ void eight(float* x, const u16* from) {
-  const uint4 raw = __ldg((const uint4*)from);
+__device__ __forceinline__ void eight(float* x, const uint4& raw) {
   x[0] = low(raw.x), x[1] = high(raw.x), x[2] = low(raw.y), x[3] = high(raw.y);
   x[4] = low(raw.z), x[5] = high(raw.z), x[6] = low(raw.w), x[7] = high(raw.w);
 }
+__device__ __forceinline__ void eight(float* x, const u16* from) { eight(x, __ldg((const uint4*)from)); }
 __device__ __forceinline__ void eight(float* x, const float* from) {
   *(float4*)x = *(const float4*)from;
   *(float4*)(x + 4) = *(const float4*)(from + 4);
 }
 // The warps' sums of one tile become one: `put(row of 16, row of 32 of the batch, sum)`.
 template <class Put>
-__device__ __forceinline__ void gather(float (*acc)[4], float* room, int tiles, Put put) {
+__device__ __forceinline__ void gather(float (*acc)[2][4], float* room, int tiles, Put put) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll
   for (int n = 0; n < COUNT; n++)
 #pragma unroll
     for (int i = 0; i < 4; i++)
-      room[warp * 512 + (n * 8 + lane % 4 * 2 + i % 2) * 16 + lane / 4 + i / 2 * 8] = acc[n][i];
+      room[warp * 512 + (n * 8 + lane % 4 * 2 + i % 2) * 16 + lane / 4 + i / 2 * 8] =
+          acc[n][0][i] + acc[n][1][i];
   __syncthreads();
   for (int i = threadIdx.x; i < tiles * 128; i += INNER) {
     float x = 0;
@@ -117,47 +120,56 @@ extern "C" __global__ void __launch_bounds__(INNER, 2) slim_mix(const __grid_con
   const int j = blockIdx.x * 16;
   const long long r0 = (long long)head * mix.values + min(j + lane / 4, mix.values - 1);
   const long long r1 = (long long)head * mix.values + min(j + lane / 4 + 8, mix.values - 1);
-  float acc[COUNT][4] = {};
+  float acc[COUNT][2][4] = {};
   auto sums = [&](int n, int at) {  // a lane whose row of the batch is none reads another's
     const int b = first + min(n * 8 + lane / 4, many - 1);
     return mix.sums + ((long long)b * HEADS + head) * DR + at;
   };
   const uint4 none = make_uint4(0, 0, 0, 0);
-#pragma unroll 4
-  for (int k = warp * 32 + lane % 4 * 8; k - lane % 4 * 8 < D; k += INNER) {
-    const bool in = k < D;
-    const Pairs a = integers(in ? __ldg((const uint4*)(mix.whole + r0 * D + k)) : none);
-    const Pairs b = integers(in ? __ldg((const uint4*)(mix.whole + r1 * D + k)) : none);
-    float scales[8];
-    eight(scales, mix.columns + (in ? k : 0));
-#pragma unroll
-    for (int n = 0; n < COUNT; n++)
-      if (n < tiles) {
-        float x[8];
-        eight(x, sums(n, in ? k : 0));
-#pragma unroll
-        for (int i = 0; i < 8; i++) x[i] *= scales[i];
-        product(acc[n], a, b, halved(x));
-      }
-  }
-  const float s0 = low(mix.rows[r0]), s1 = low(mix.rows[r1]);
-#pragma unroll
-  for (int n = 0; n < COUNT; n++) acc[n][0] *= s0, acc[n][1] *= s0, acc[n][2] *= s1, acc[n][3] *= s1;
   const u16* const second = mix.rest + (long long)HEADS * mix.values * R;
-  for (int k = warp * 32 + lane % 4 * 8; k - lane % 4 * 8 < R; k += INNER) {
-    const bool in = k < R;
-    const Pairs a = both(in ? __ldg((const uint4*)(mix.rest + r0 * R + k)) : none,
-                         in ? __ldg((const uint4*)(second + r0 * R + k)) : none);
-    const Pairs b = both(in ? __ldg((const uint4*)(mix.rest + r1 * R + k)) : none,
-                         in ? __ldg((const uint4*)(second + r1 * R + k)) : none);
+  auto multiply = [&](auto given) {
+    constexpr int most = decltype(given)::most;
+#pragma unroll 4
+    for (int k = warp * 32 + lane % 4 * 8; k - lane % 4 * 8 < D; k += INNER) {
+      const bool in = k < D;
+      const Pairs a = integers(in ? __ldg((const uint4*)(mix.whole + r0 * D + k)) : none);
+      const Pairs b = integers(in ? __ldg((const uint4*)(mix.whole + r1 * D + k)) : none);
+      float scales[8];
+      eight(scales, mix.columns + (in ? k : 0));
 #pragma unroll
-    for (int n = 0; n < COUNT; n++)
-      if (n < tiles) {
-        float x[8];
-        eight(x, sums(n, in ? D + k : 0));
-        product(acc[n], a, b, halved(x));
-      }
-  }
+      for (int n = 0; n < most; n++)
+        if (most == 1 || n < tiles) {
+          float x[8];
+          eight(x, sums(n, in ? k : 0));
+#pragma unroll
+          for (int i = 0; i < 8; i++) x[i] *= scales[i];
+          product(acc[n], a, b, halved(x));
+        }
+    }
+    const float s0 = low(mix.rows[r0]), s1 = low(mix.rows[r1]);
+#pragma unroll
+    for (int n = 0; n < most; n++)
+#pragma unroll
+      for (int i = 0; i < 8; i++) acc[n][i / 4][i % 4] *= i % 4 < 2 ? s0 : s1;
+    for (int k = warp * 32 + lane % 4 * 8; k - lane % 4 * 8 < R; k += INNER) {
+      const bool in = k < R;
+      const Pairs a = both(in ? __ldg((const uint4*)(mix.rest + r0 * R + k)) : none,
+                           in ? __ldg((const uint4*)(second + r0 * R + k)) : none);
+      const Pairs b = both(in ? __ldg((const uint4*)(mix.rest + r1 * R + k)) : none,
+                           in ? __ldg((const uint4*)(second + r1 * R + k)) : none);
+#pragma unroll
+      for (int n = 0; n < most; n++)
+        if (most == 1 || n < tiles) {
+          float x[8];
+          eight(x, sums(n, in ? D + k : 0));
+          product(acc[n], a, b, halved(x));
+        }
+    }
+  };
+  if (tiles == 1)
+    multiply(Tiles<1>{});
+  else
+    multiply(Tiles<COUNT>{});
   gather(acc, room, tiles, [&](int row, int b, float x) {
     if (b < many && j + row < mix.values)
       mix.out[((long long)(first + b) * HEADS + head) * mix.values + j + row] = (u16)pack(x, 0.f);
@@ -182,25 +194,32 @@ extern "C" __global__ void __launch_bounds__(INNER, 2) slim_rest(const __grid_co
   const long long r0 = min(j + lane / 4, last), r1 = min(j + lane / 4 + 8, last);
   const u16* const second = rest.weight + (long long)R * inner;
   const uint4 none = make_uint4(0, 0, 0, 0);
-  float acc[COUNT][4] = {};
+  float acc[COUNT][2][4] = {};
+  auto multiply = [&](auto given) {
+    constexpr int most = decltype(given)::most;
 #pragma unroll 2
-  for (int k = (blockIdx.y * (INNER / 32) + warp) * 32 + lane % 4 * 8; k - lane % 4 * 8 < inner;
-       k += gridDim.y * INNER) {
-    const bool in = k < inner;
-    const Pairs a = both(in ? __ldg((const uint4*)(rest.weight + r0 * inner + k)) : none,
-                         in ? __ldg((const uint4*)(second + r0 * inner + k)) : none);
-    const Pairs b = both(in ? __ldg((const uint4*)(rest.weight + r1 * inner + k)) : none,
-                         in ? __ldg((const uint4*)(second + r1 * inner + k)) : none);
+    for (int k = (blockIdx.y * (INNER / 32) + warp) * 32 + lane % 4 * 8; k - lane % 4 * 8 < inner;
+         k += gridDim.y * INNER) {
+      const bool in = k < inner;
+      const Pairs a = both(in ? __ldg((const uint4*)(rest.weight + r0 * inner + k)) : none,
+                           in ? __ldg((const uint4*)(second + r0 * inner + k)) : none);
+      const Pairs b = both(in ? __ldg((const uint4*)(rest.weight + r1 * inner + k)) : none,
+                           in ? __ldg((const uint4*)(second + r1 * inner + k)) : none);
 #pragma unroll
-    for (int n = 0; n < COUNT; n++)
-      if (n < tiles) {
-        const long long token = first + min(n * 8 + lane / 4, many - 1);
-        float x[8];
-        eight(x, k < rest.width ? rest.x + token * rest.x_row + k
-                                : rest.primary + token * rest.primary_row + (in ? k - rest.width : 0));
-        product(acc[n], a, b, halved(x));
-      }
-  }
+      for (int n = 0; n < most; n++)
+        if (most == 1 || n < tiles) {
+          const long long token = first + min(n * 8 + lane / 4, many - 1);
+          float x[8];
+          eight(x, k < rest.width ? rest.x + token * rest.x_row + k
+                                  : rest.primary + token * rest.primary_row + (in ? k - rest.width : 0));
+          product(acc[n], a, b, halved(x));
+        }
+    }
+  };
+  if (tiles == 1)
+    multiply(Tiles<1>{});
+  else
+    multiply(Tiles<COUNT>{});
   gather(acc, room, tiles, [&](int row, int b, float x) {
     if (b < many && j + row < R)
       rest.part[((long long)blockIdx.y * rest.batch + first + b) * R + j + row] = x;
@@ -249,7 +268,8 @@ slim_codes(const float* __restrict__ part, unsigned char* __restrict__ out, int 
 // come. Blocks of channels halve. A large one is a launch, each thread block taking 16 columns (a sector of a
 // row) and 4 tokens; the small ones at the end are one launch with a block for each token.
 
-constexpr int TOKENS = 4, AT_ONCE = 2048, TAIL = 512, TAIL_ROWS = 256, GROUPS = 16;
+constexpr int TOKENS = 4, AT_ONCE = 2048, HELD = AT_ONCE * 2 / INNER;
+constexpr int TAIL = 512, TAIL_ROWS = 256, GROUPS = 16;
 
 struct Noise {
   float* left;              // [batch][D] by channel; moved in place
@@ -261,13 +281,21 @@ struct Noise {
   int least;                // the size at which halving ends
 };
 
-// What rounding takes away from x, itself rounded as torch does.
-__device__ __forceinline__ float lost(const Noise& noise, int token, float x) {
-  float kept = low(pack(x, 0.f));
-  if (noise.scale) {
-    const float scale = noise.scale[token];
-    kept = __fmul_rn(fminf(fmaxf(rintf(x / scale), -127.f), 127.f), scale);
+// Weights of all blocks that `count` channels are halved into.
+__device__ __forceinline__ int weights_of(int count, int least) {
+  int sum = 0;
+  while (count > least) {
+    const int size = (count + 1) / 2;
+    count -= size;
+    sum += size * count;
   }
+  return sum;
+}
+
+// What rounding takes away from x, itself rounded as torch does; scale: of its 8-bit row, or 0.
+__device__ __forceinline__ float lost(float scale, float x) {
+  float kept = low(pack(x, 0.f));
+  if (scale != 0) kept = __fmul_rn(fminf(fmaxf(rintf(x / scale), -127.f), 127.f), scale);
   return low(pack(kept - x, 0.f));
 }
 
@@ -279,25 +307,47 @@ extern "C" __global__ void __launch_bounds__(INNER) slim_move(const __grid_const
   float acc[TOKENS][8] = {};
   for (int begin = 0; begin < noise.size; begin += AT_ONCE) {
     const int rows = min(AT_ONCE, noise.size - begin);
-#pragma unroll 4
-    for (int i = threadIdx.x; i < rows; i += INNER) {
-      const float* from = noise.left + (long long)token * D + noise.order[noise.first + begin + i];
-      for (int t = 0; t < many; t++) errors[t][i] = lost(noise, token + t, from[t * D]);
+    const u16* const weight = noise.weight + (long long)begin * rest + column;
+    uint4 held[HELD];  // on their way while the errors are worked out
+#pragma unroll
+    for (int n = 0; n < HELD; n++) {
+      const int row = threadIdx.x / 2 + n * (INNER / 2);
+      held[n] = row < rows && column < rest ? __ldg((const uint4*)(weight + (long long)row * rest))
+                                            : make_uint4(0, 0, 0, 0);
+    }
+    int at[AT_ONCE / INNER];
+#pragma unroll
+    for (int n = 0; n < AT_ONCE / INNER; n++)
+      at[n] = noise.order[noise.first + begin + min(n * INNER + (int)threadIdx.x, rows - 1)];
+    for (int t = 0; t < many; t++) {
+      const float* const left = noise.left + (long long)(token + t) * D;
+      const float scale = noise.scale ? noise.scale[token + t] : 0.f;
+      float x[AT_ONCE / INNER];
+#pragma unroll
+      for (int n = 0; n < AT_ONCE / INNER; n++) x[n] = left[at[n]];
+#pragma unroll
+      for (int n = 0; n < AT_ONCE / INNER; n++) errors[t][n * INNER + threadIdx.x] = lost(scale, x[n]);
     }
     __syncthreads();
-    const u16* weight = noise.weight + (long long)begin * rest + column;
-    if (column < rest)
-#pragma unroll 8
-      for (int row = threadIdx.x / 2; row < rows; row += INNER / 2) {
-        float w[8];
-        eight(w, weight + (long long)row * rest);
 #pragma unroll
-        for (int t = 0; t < TOKENS; t++)
-          if (t < many)
+    for (int n = 0; n < HELD; n++) {
+      const int row = threadIdx.x / 2 + n * (INNER / 2);
+      if (row >= rows) break;
+      float w[8];
+      eight(w, held[n]);
 #pragma unroll
-            for (int i = 0; i < 8; i++) acc[t][i] += errors[t][row] * w[i];
-      }
+      for (int t = 0; t < TOKENS; t++)
+        if (t < many)
+#pragma unroll
+          for (int i = 0; i < 8; i++) acc[t][i] += errors[t][row] * w[i];
+    }
     __syncthreads();
+  }
+  if (blockIdx.z == 0) {  // the weights of the blocks to come, into the second cache
+    const u16* const next = noise.weight + (long long)noise.size * rest;
+    const int count = weights_of(rest, noise.least), line = 64;
+    for (int i = (blockIdx.x * INNER + threadIdx.x) * line; i < count; i += gridDim.x * INNER * line)
+      asm volatile("prefetch.global.L2 [%0];" :: "l"(next + i));
   }
 #pragma unroll
   for (int t = 0; t < TOKENS; t++)
@@ -319,27 +369,43 @@ extern "C" __global__ void __launch_bounds__(INNER) slim_move(const __grid_const
 }
 
 extern "C" __global__ void __launch_bounds__(TAIL) slim_tail(const __grid_constant__ Noise noise) {
+  extern __shared__ __align__(16) u16 later[];  // weights of all blocks but the first
   __shared__ float left[2 * TAIL_ROWS], errors[TAIL_ROWS], room[GROUPS * TAIL_ROWS];
-  const int token = blockIdx.x, count = D - noise.first;
+  const int token = blockIdx.x, count = D - noise.first;  // at most a channel for each thread
   float* const all = noise.left + (long long)token * D;
-  const short* const order = noise.order + noise.first;
-  for (int i = threadIdx.x; i < count; i += TAIL) left[i] = all[order[i]];
+  u16* const out = noise.out + (long long)token * D;
+  const int at = (int)threadIdx.x < count ? noise.order[noise.first + threadIdx.x] : -1;
+  int size = (count + 1) / 2, rest = count - size;
+  int group = threadIdx.x / (rest / 8), column = threadIdx.x % (rest / 8) * 8;
+  uint4 held[TAIL_ROWS / GROUPS];
+#pragma unroll
+  for (int n = 0; n < TAIL_ROWS / GROUPS; n++) {
+    const int row = group + n * GROUPS;
+    if (group < GROUPS && row < size) held[n] = __ldg((const uint4*)(noise.weight + row * rest + column));
+  }
+  const u32 to = (u32)__cvta_generic_to_shared(later);
+  for (int i = threadIdx.x * 8; i < weights_of(rest, noise.least); i += TAIL * 8)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :: "r"(to + i * 2), "l"(noise.weight + size * rest + i) : "memory");
+  const float scale = noise.scale ? noise.scale[token] : 0.f;
+  if (at >= 0) left[threadIdx.x] = all[at];
+  if (noise.out)  // of the channels before; this kernel's own are written again at the end
+#pragma unroll 2
+    for (int i = threadIdx.x * 2; i < D; i += TAIL * 2) *(u32*)(out + i) = pack(all[i], all[i + 1]);
+  asm volatile("cp.async.wait_all;" ::: "memory");
   __syncthreads();
-  const u16* weight = noise.weight;
-  for (int first = 0; count - first > noise.least;) {
-    const int size = (count - first + 1) / 2, rest = count - first - size, wide = rest / 8;
-    for (int i = threadIdx.x; i < size; i += TAIL) errors[i] = lost(noise, token, left[first + i]);
+  // A block is rounded, and its `rows` of weights, each with its error, move what is left.
+  auto block = [&](int first, auto rows) {
+    for (int i = threadIdx.x; i < size; i += TAIL) errors[i] = lost(scale, left[first + i]);
     __syncthreads();
-    const int group = threadIdx.x / wide, column = threadIdx.x % wide * 8;
     if (group < GROUPS) {
       float acc[8] = {};
-#pragma unroll 8
-      for (int row = group; row < size; row += GROUPS) {
+      rows([&](int row, const uint4& raw) {
         float w[8];
-        eight(w, weight + row * rest + column);
+        eight(w, raw);
 #pragma unroll
         for (int i = 0; i < 8; i++) acc[i] += errors[row] * w[i];
-      }
+      });
 #pragma unroll
       for (int i = 0; i < 8; i++) room[group * rest + column + i] = acc[i];
     }
@@ -351,13 +417,26 @@ extern "C" __global__ void __launch_bounds__(TAIL) slim_tail(const __grid_consta
       left[first + size + i] -= x;
     }
     __syncthreads();
+  };
+  block(0, [&](auto add) {
+#pragma unroll
+    for (int n = 0; n < TAIL_ROWS / GROUPS; n++)
+      if (group + n * GROUPS < size) add(group + n * GROUPS, held[n]);
+  });
+  const u16* weight = later;
+  for (int first = size; count - first > noise.least; first += size) {
+    size = (count - first + 1) / 2, rest = count - first - size;
+    group = threadIdx.x / (rest / 8), column = threadIdx.x % (rest / 8) * 8;
+    block(first, [&](auto add) {
+      for (int row = group; row < size; row += GROUPS)
+        add(row, *(const uint4*)(weight + row * rest + column));
+    });
     weight += size * rest;
-    first += size;
   }
-  for (int i = threadIdx.x; i < count; i += TAIL) all[order[i]] = left[i];
-  if (!noise.out) return;
-  __syncthreads();
-  for (int i = threadIdx.x * 2; i < D; i += TAIL * 2)
-    *(u32*)(noise.out + (long long)token * D + i) = pack(all[i], all[i + 1]);
+  if (at < 0) return;
+  if (noise.out)
+    out[at] = (u16)pack(left[threadIdx.x], 0.f);
+  else
+    all[at] = left[threadIdx.x];
 }
 """
