@@ -88,12 +88,6 @@ def kept(before: dict[str, Any], parts: list[str], card: str) -> dict[str, Any]:
     return {**{name: before[name] for name in stay}, "earlier": commands, "seconds": seconds}
 
 
-def _verify() -> Any:
-    from benchmarks.gpu import verify  # the only part that needs more than torch and transformers
-
-    return verify.run()
-
-
 def _command(given: argparse.Namespace) -> str:
     words = [*given.parts, *(["--minutes", f"{given.minutes:g}"] if given.minutes else [])]
     return f'make bench-gpu ARGS="{" ".join(words)}"' if words else "make bench-gpu"
