@@ -129,33 +129,23 @@ extern "C" __global__ void __launch_bounds__(INNER, 2) slim_mix(const __grid_con
   const u16* const second = mix.rest + (long long)HEADS * mix.values * R;
   auto multiply = [&](auto given) {
     constexpr int most = decltype(given)::most;
-    constexpr int STEPS = (D + INNER - 1) / INNER, AHEAD = 4;
-    uint4 raw[AHEAD][2];  // of the steps to come
-    auto ask = [&](int step, uint4 (&to)[2]) {
-      const int k = step * INNER + warp * 32 + lane % 4 * 8;
-      to[0] = k < D ? __ldg((const uint4*)(mix.whole + r0 * D + k)) : none;
-      to[1] = k < D ? __ldg((const uint4*)(mix.whole + r1 * D + k)) : none;
-    };
+#pragma unroll 4
+    for (int k = warp * 32 + lane % 4 * 8; k - lane % 4 * 8 < D; k += INNER) {
+      const bool in = k < D;
+      const Pairs a = integers(in ? __ldg((const uint4*)(mix.whole + r0 * D + k)) : none);
+      const Pairs b = integers(in ? __ldg((const uint4*)(mix.whole + r1 * D + k)) : none);
+      float scales[8];
+      eight(scales, mix.columns + (in ? k : 0));
 #pragma unroll
-    for (int n = 0; n < AHEAD; n++) ask(n, raw[n]);
-    for (int begin = 0; begin < STEPS; begin += AHEAD)
+      for (int n = 0; n < most; n++)
+        if (most == 1 || n < tiles) {
+          float x[8];
+          eight(x, sums(n, in ? k : 0));
 #pragma unroll
-      for (int step = 0; step < AHEAD; step++) {
-        const Pairs a = integers(raw[step][0]), b = integers(raw[step][1]);
-        ask(begin + step + AHEAD, raw[step]);
-        const int k = (begin + step) * INNER + warp * 32 + lane % 4 * 8, at = k < D ? k : 0;
-        float scales[8];
-        eight(scales, mix.columns + at);
-#pragma unroll
-        for (int n = 0; n < most; n++)
-          if (most == 1 || n < tiles) {
-            float x[8];
-            eight(x, sums(n, at));
-#pragma unroll
-            for (int i = 0; i < 8; i++) x[i] *= scales[i];
-            product(acc[n], a, b, halved(x));
-          }
-      }
+          for (int i = 0; i < 8; i++) x[i] *= scales[i];
+          product(acc[n], a, b, halved(x));
+        }
+    }
     const float s0 = low(mix.rows[r0]), s1 = low(mix.rows[r1]);
 #pragma unroll
     for (int n = 0; n < most; n++)
