@@ -42,6 +42,9 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t s) {
 }
 inline float __fmul_rn(float x, float y) { return x * y; }
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
+inline void prefetch(const uint16_t*) {}
+inline void copy8(uint16_t* to, const uint16_t* from) { std::memcpy(to, from, 16); }
+inline void copied() {}
 inline void warp_sync() { warp_barriers[threadIdx.x / 32]->arrive_and_wait(); }
 inline float __shfl_xor_sync(uint32_t, float x, int mask) {
   auto& room = post[threadIdx.x / 32];

@@ -50,8 +50,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, heads: int, size: int) ->
         pytest.skip("no g++ to compile the kernels for the CPU")
     folder = tmp_path_factory.mktemp("emulated")
     text = SOURCE[SOURCE.index("// --- few tokens times many rows") :]
-    for name in ("u32 pack_bf", "void mma_bf"):  # what needs the card's own instructions is in emulated.h
-        text = re.sub(rf"__device__ __forceinline__ {name}\(.*?\n}}\n", "", text, flags=re.DOTALL)
+    # What needs the card's own instructions is in emulated.h.
+    for name in ("u32 pack_bf", "void mma_bf", "void prefetch", "void copy8", "void copied"):
+        text = re.sub(rf"__device__ __forceinline__ {name}\(.*?\}}\n(?=\S|\n)", "", text, flags=re.DOTALL)
+    text = text.replace(
+        "extern __shared__ __align__(16) u16 later[];", "alignas(16) static u16 later[1 << 15];"
+    )
     d = heads * size
     constants = {"HEADS": heads, "DK": size, "R": REST, "D": d, "DR": d + REST}
     head = [f'#include "{Path(__file__).parent / "emulated.h"}"', "#define BF16 1"]

@@ -281,6 +281,16 @@ struct Noise {
   int least;                // the size at which halving ends
 };
 
+__device__ __forceinline__ void prefetch(const u16* at) {
+  asm volatile("prefetch.global.L2 [%0];" :: "l"(at));
+}
+// Eight numbers on their way into shared memory, and the wait until all have come.
+__device__ __forceinline__ void copy8(u16* to, const u16* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :: "r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copied() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // Weights of all blocks that `count` channels are halved into.
 __device__ __forceinline__ int weights_of(int count, int least) {
   int sum = 0;
@@ -347,7 +357,7 @@ extern "C" __global__ void __launch_bounds__(INNER) slim_move(const __grid_const
     const u16* const next = noise.weight + (long long)noise.size * rest;
     const int count = weights_of(rest, noise.least), line = 64;
     for (int i = (blockIdx.x * INNER + threadIdx.x) * line; i < count; i += gridDim.x * INNER * line)
-      asm volatile("prefetch.global.L2 [%0];" :: "l"(next + i));
+      prefetch(next + i);
   }
 #pragma unroll
   for (int t = 0; t < TOKENS; t++)
@@ -383,16 +393,14 @@ extern "C" __global__ void __launch_bounds__(TAIL) slim_tail(const __grid_consta
     const int row = group + n * GROUPS;
     if (group < GROUPS && row < size) held[n] = __ldg((const uint4*)(noise.weight + row * rest + column));
   }
-  const u32 to = (u32)__cvta_generic_to_shared(later);
   for (int i = threadIdx.x * 8; i < weights_of(rest, noise.least); i += TAIL * 8)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-                 :: "r"(to + i * 2), "l"(noise.weight + size * rest + i) : "memory");
+    copy8(later + i, noise.weight + size * rest + i);
   const float scale = noise.scale ? noise.scale[token] : 0.f;
   if (at >= 0) left[threadIdx.x] = all[at];
   if (noise.out)  // of the channels before; this kernel's own are written again at the end
 #pragma unroll 2
     for (int i = threadIdx.x * 2; i < D; i += TAIL * 2) *(u32*)(out + i) = pack(all[i], all[i + 1]);
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  copied();
   __syncthreads();
   // A block is rounded, and its `rows` of weights, each with its error, move what is left.
   auto block = [&](int first, auto rows) {
