@@ -36,9 +36,10 @@ PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
 """Trick name -> the function that plans it."""
 
 
+@one_at_a_time
 def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
-    """A plan without its proof; the tricks are carried out in the order of `TRICKS`."""
-    return draft_on(subject_of(checkpoint), tricks)
+    """A plan without its proof, of a model that nobody looks at again: a small one that proves another's."""
+    return draft_on(_read(checkpoint), tricks)
 
 
 _latest: list[tuple[Checkpoint, Subject]] = []
@@ -70,7 +71,10 @@ def _read(checkpoint: Checkpoint) -> Subject:
 
 @one_at_a_time
 def draft_on(subject: Subject, tricks: Sequence[Trick]) -> Plan:
-    """`draft_plan` on a subject, which stays as it was."""
+    """A plan without its proof; the tricks are carried out in the order of `TRICKS`.
+
+    The subject stays as it was.
+    """
     subject = replace(subject, claims={})
     order = list(TRICKS)
     drafts: list[Draft] = []
