@@ -23,7 +23,7 @@ from tricks.skipless import plan_skipless
 from tricks.slim import plan_slim
 from tricks.subject import Draft, Subject
 from tricks.tally import check_tensors
-from tricks.turns import one_at_a_time
+from tricks.turns import nothing_collected, one_at_a_time
 
 PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
     "skipless": plan_skipless,
@@ -63,9 +63,10 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
 
 def _read(checkpoint: Checkpoint) -> Subject:
     blueprint = read_config(checkpoint.config, checkpoint.name)
-    model = build(blueprint, "meta", torch.float32)
-    unloaded = check_tensors(model, checkpoint)
-    wiring = read_wiring(model)
+    with nothing_collected():
+        model = build(blueprint, "meta", torch.float32)
+        unloaded = check_tensors(model, checkpoint)
+        wiring = read_wiring(model)
     return Subject(model, wiring, checkpoint, blueprint.config, unloaded, blueprint.architecture)
 
 
