@@ -105,10 +105,11 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tricksmith-") as folder, browser() as chromium:
         home = Path(folder)
-        deep = deep_model(home / "deep", options.layers)
+        # Each preview is of a model that was never seen before.
+        deep = [deep_model(home / f"deep-{number}", options.layers) for number in range(3)]
         with served(home / "data") as url, running_redis(Settings(data=home / "data")) as redis:
             firsts = [first_page(chromium, url) for _ in range(5)]
-            previews = [preview(chromium, url, deep) for _ in range(3)]
+            previews = [preview(chromium, url, model) for model in deep]
             settings = Settings(data=home / "data", redis_url=redis)
             idle = open_pages(chromium, url, redis, options)
             with Busy(settings, home / "out") as worker:

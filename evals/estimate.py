@@ -45,7 +45,8 @@ def estimate_for(weights: int, storage: torch.dtype, recipe: Recipe, device: str
     fed = recipe.tokens * OVERLAP
     read = 2 * fed + max((PASSES - 2) * fed, LEAST_TOKENS)
     seconds = read * 2 * weights / _speed(wider, device)
-    seconds += 2 * len(recipe.tasks) * TASK_TOKENS * share * 2 * weights / _speed(storage, device)
+    if recipe.tasks:  # a product in the storage dtype may take seconds where the processor knows none
+        seconds += 2 * len(recipe.tasks) * TASK_TOKENS * share * 2 * weights / _speed(storage, device)
     return LOADING + seconds
 
 

@@ -125,6 +125,9 @@ def parse_recipe(text: str, name: str = "own") -> Recipe:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of a thousand digits, say
         line = " ".join(str(error).split())[:200]
         raise BadInput(f"the recipe {name} cannot be read as YAML ({line}); mend it") from error
+    if isinstance(entries, str) and len(text.splitlines()) == 1:
+        known = ", ".join(RECIPES)
+        raise BadInput(f"no recipe {entries[:50]!r}; known: {known}, or write lines like `tokens: 8192`")
     if not isinstance(entries, dict):
         raise BadInput(f"{name} is no recipe; write lines like `tokens: 8192`")
     base = RECIPES.get(str(entries.pop("base", "quick")))

@@ -20,7 +20,8 @@ class Answers:
     def __init__(self, high: bool) -> None:
         self.asked = False
         self._high = high
-        self._last = 0
+        # The row that was answered last.
+        self.last = 0
         self._table: dict[Any, Callable[[torch.Tensor], Any]] = {
             _aten._local_scalar_dense.default: self._scalar,
             _aten.nonzero.default: self._rows,
@@ -37,8 +38,8 @@ class Answers:
         return answer
 
     def _scalar(self, x: torch.Tensor) -> bool | int:
-        return self._high if x.dtype is torch.bool else self._last if self._high else 0
+        return self._high if x.dtype is torch.bool else self.last if self._high else 0
 
     def _rows(self, x: torch.Tensor) -> torch.Tensor:
-        self._last = max(x.shape[0] - 1, 0) if x.ndim else 0
+        self.last = max(x.shape[0] - 1, 0) if x.ndim else 0
         return x.new_zeros((1, x.ndim), dtype=torch.long)

@@ -102,7 +102,11 @@ def _is_size(value: object) -> bool:
 
 def is_text(name: str) -> bool:
     """Whether a name can be written down: JSON can spell halves of characters."""
-    return not any("\ud800" <= char <= "\udfff" for char in name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_header(

@@ -23,7 +23,7 @@ from tricks.skipless import plan_skipless
 from tricks.slim import plan_slim
 from tricks.subject import Draft, Subject
 from tricks.tally import check_tensors
-from tricks.turns import one_at_a_time
+from tricks.turns import nothing_collected, one_at_a_time
 
 PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
     "skipless": plan_skipless,
@@ -36,9 +36,10 @@ PLANNERS: Mapping[str, Callable[[Subject, Trick], Draft]] = {
 """Trick name -> the function that plans it."""
 
 
+@one_at_a_time
 def draft_plan(checkpoint: Checkpoint, tricks: Sequence[Trick]) -> Plan:
-    """A plan without its proof; the tricks are carried out in the order of `TRICKS`."""
-    return draft_on(subject_of(checkpoint), tricks)
+    """A plan without its proof, of a model that nobody looks at again: a small one that proves another's."""
+    return draft_on(_read(checkpoint), tricks)
 
 
 _latest: list[tuple[Checkpoint, Subject]] = []
@@ -62,15 +63,19 @@ def subject_of(checkpoint: Checkpoint) -> Subject:
 
 def _read(checkpoint: Checkpoint) -> Subject:
     blueprint = read_config(checkpoint.config, checkpoint.name)
-    model = build(blueprint, "meta", torch.float32)
-    unloaded = check_tensors(model, checkpoint)
-    wiring = read_wiring(model)
+    with nothing_collected():
+        model = build(blueprint, "meta", torch.float32)
+        unloaded = check_tensors(model, checkpoint)
+        wiring = read_wiring(model)
     return Subject(model, wiring, checkpoint, blueprint.config, unloaded, blueprint.architecture)
 
 
 @one_at_a_time
 def draft_on(subject: Subject, tricks: Sequence[Trick]) -> Plan:
-    """`draft_plan` on a subject, which stays as it was."""
+    """A plan without its proof; the tricks are carried out in the order of `TRICKS`.
+
+    The subject stays as it was.
+    """
     subject = replace(subject, claims={})
     order = list(TRICKS)
     drafts: list[Draft] = []

@@ -18,11 +18,12 @@ from tricks.errors import BadInput
 from tricks.families import GENERATIVE, auto_class
 from tricks.forms import shaped
 from tricks.layout import FLOATS, Axis, locate
+from tricks.noted import Norm
 from tricks.place import Place
 from tricks.recipe import Trick
 from tricks.slots import widened
 from tricks.subject import Draft, Subject
-from tricks.wiring import Norm, Wiring
+from tricks.wiring import Wiring
 
 NAME = "flashnorm"
 

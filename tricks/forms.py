@@ -30,12 +30,12 @@ from tricks.flow import Flow
 from tricks.layout import locate
 from tricks.marks import marks
 from tricks.normaliser import Normaliser
+from tricks.noted import Norm
 from tricks.place import Place
 from tricks.rows import compact
 from tricks.streams import Streams
 from tricks.subject import Draft, Subject
 from tricks.watch import Watch, watch
-from tricks.wiring import Norm
 
 PART = "flashnorm"
 _DONE = {"defer": "deferred", "cancel": "cancelled", "center": "centred"}

@@ -63,17 +63,17 @@ def _pairs(one: Attention, block: Block) -> list[tuple[Span, tuple[Span, ...]]]:
     """For each head its key channels and, of equal size, the channels of its queries."""
     moved = block.once.abs() > 1e-12
     values = {index for head in one.heads for index in _rows_of(block, head.value)}
-    blocks = [output for head in one.heads for output in head.outputs]
+    outputs = [output for head in one.heads for output in head.outputs]
+    anywhere = moved.any(1)  # [channels, inputs of the output projection]
+    later = moved[:, LATER].flatten(1).any(1).tolist()
+    reached = torch.stack([anywhere[:, output.channels].any(1) for output in outputs], 1).tolist()
     roles: dict[tuple[bool, frozenset[int]], dict[str, list[int]]] = {}
-    for index in range(len(moved)):
-        if index in values or not moved[index].any():
+    for index, any_moved in enumerate(anywhere.any(1).tolist()):
+        if index in values or not any_moved:
             continue
-        later = bool(moved[index, LATER].any())
-        reached = frozenset(
-            number for number, output in enumerate(blocks) if moved[index, :, output.channels].any()
-        )
+        where = frozenset(number for number, there in enumerate(reached[index]) if there)
         path, channel = block.place(index)
-        roles.setdefault((later, reached), {}).setdefault(path, []).append(channel)
+        roles.setdefault((later[index], where), {}).setdefault(path, []).append(channel)
     result: list[tuple[Span, tuple[Span, ...]]] = []
     number = 0
     for head in one.heads:

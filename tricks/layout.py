@@ -91,9 +91,7 @@ def saved_shapes(model: nn.Module) -> dict[str, torch.Size]:
     stock: Any = model
     tied = set(getattr(stock, "all_tied_weights_keys", {}))
     state = {
-        name: torch.empty(p.shape, device="meta")
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if name not in tied
+        name: p.detach() for name, p in model.named_parameters(remove_duplicate=False) if name not in tied
     }
     return {name: tensor.shape for name, tensor in revert_weight_conversion(stock, state).items()}
 
@@ -101,13 +99,12 @@ def saved_shapes(model: nn.Module) -> dict[str, torch.Size]:
 def _shapes(
     state: Mapping[str, torch.Tensor], axes: Mapping[str, tuple[int, int]]
 ) -> dict[str, torch.Tensor]:
-    result = {}
-    for name, tensor in state.items():
-        shape = list(tensor.shape)
-        if name in axes:
-            axis, mark = axes[name]
+    result = dict(state)
+    for name, (axis, mark) in axes.items():
+        if name in state:
+            shape = list(state[name].shape)
             shape[axis] = _MARK + mark
-        result[name] = torch.empty(shape, device="meta")
+            result[name] = torch.empty(shape, device="meta")
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tricks.checkpoint import Checkpoint
-from tricks.draft import draft_plan
+from tricks.draft import draft_on, subject_of
 from tricks.errors import BadInput
 from tricks.plan import Plan
 from tricks.progress import Report, silent
@@ -25,7 +25,7 @@ def make_plan(checkpoint: Checkpoint, tricks: Sequence[Trick], report: Report = 
     if len({trick.name for trick in tricks}) != len(tricks):
         raise BadInput("a trick is named twice; name each trick once")
     report("steps", 0, 2)
-    plan = draft_plan(checkpoint, tricks)
+    plan = draft_on(subject_of(checkpoint), tricks)
     report("steps", 1, 2)
     if plan.fits:
         plan = prove(plan, checkpoint.config)

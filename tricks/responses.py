@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tricks.equal_rows import each_row_once
 from tricks.specimen import TOKENS, Hook, run
 
 MOVED = 1
 """The token at which channels are moved."""
 LATER = slice(MOVED + 1, None)
-_ROWS = 96
+_ROWS = 512
 """Sequences of one run; each moves one channel of every attention block at once."""
 
 Move = Callable[["Block", str, torch.Tensor, int], None]
@@ -36,8 +37,8 @@ class Block:
     lefts: list[str]
     output: str
     widths: dict[str, int] = field(default_factory=dict)
-    once: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    twice: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    once: torch.Tensor = field(default_factory=lambda: torch.zeros(0, TOKENS, 0))
+    twice: torch.Tensor = field(default_factory=lambda: torch.zeros(0, TOKENS, 0))
 
     def place(self, index: int) -> tuple[str, int]:
         """The linear layer and channel that row `index` of a response moved."""
@@ -63,9 +64,9 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def blocks_of(small: nn.Module) -> list[Block]:
-    """Linear layers of the specimen `small` with one parent, in the order in which they run, and their
-    responses. The last of them is the output projection, unless it reads what the others read: then it is
-    the layer that runs next (BERT keeps it in a module of its own)."""
+    """Linear layers of the specimen `small` with one parent, in the order in which they run, and the
+    responses of those that mix tokens. The last of them is the output projection, unless it reads what the
+    others read: then it is the layer that runs next (BERT keeps it in a module of its own)."""
     order: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
     given: dict[str, torch.Tensor] = {}
@@ -94,7 +95,7 @@ def blocks_of(small: nn.Module) -> list[Block]:
         lefts = [path for path in lefts if by_token(shapes[path])]
         if lefts and by_token(shapes[output]):
             blocks.append(Block(parent, lefts, output, {path: shapes[path][-1] for path in lefts}))
-    _respond(small, blocks)
+    _respond(small, _mixing(small, blocks))
     return blocks
 
 
@@ -126,8 +127,19 @@ def probe(small: nn.Module, blocks: list[Block], rows: int, move: Move) -> dict[
         for block in blocks:
             hooks[block.output] = _catch(found[block.where])
         hooks |= dict.fromkeys(_layers(small), _unmoved)
-        run(small, _ids().expand(1 + count, -1), hooks)
+        with each_row_once(_beside(small, blocks)):
+            run(small, _ids().expand(1 + count, -1), hooks)
     return {where: torch.cat(parts) for where, parts in found.items()}
+
+
+def _beside(small: nn.Module, blocks: list[Block]) -> Iterator[nn.Module]:
+    """The outermost modules with parameters that hold no linear layer of any block."""
+    held = {path for block in blocks for path in (*block.lefts, block.output)}
+    around = {path[:end] for path in held for end, char in enumerate(path) if char == "."} | held | {""}
+    for path, module in small.named_modules():
+        parent = path.rpartition(".")[0]
+        if path not in around and parent in around and parent not in held and list(module.parameters()):
+            yield module
 
 
 def _mover(block: Block, path: str, begin: int, move: Move) -> Hook:
@@ -161,6 +173,18 @@ def _unmoved(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
         return value[:1].expand_as(value).clone() if same else value
 
     return tuple(map(first, out)) if type(out) is tuple else first(out)
+
+
+def _mixing(small: nn.Module, blocks: list[Block]) -> list[Block]:
+    """Those of `blocks` in which later tokens see anything when all channels are moved at once."""
+    generator = torch.Generator().manual_seed(2)
+
+    def move(block: Block, path: str, out: torch.Tensor, begin: int) -> None:
+        step = torch.rand(out[1:, MOVED].shape, generator=generator, dtype=out.dtype)
+        out[1:, MOVED] += 0.5 + step
+
+    moved = probe(small, blocks, 2, move)
+    return [block for block in blocks if moved[block.where][:, LATER].any()]
 
 
 def _respond(small: nn.Module, blocks: list[Block]) -> None:

@@ -153,7 +153,7 @@ def _layer(
     """The shipped code's specification of one module, and the edits of its weights."""
     if attention.reason is not None:
         raise _Left(attention.reason)
-    for linear in {attention.key_linear, attention.value_linear}:
+    for linear in (attention.key_linear, attention.value_linear):
         by = subject.claimed(f"{attention.module}.{linear}")
         if by is not None:
             raise _Left(f"{by} changes its {linear}; leave out one of the two tricks")

@@ -2,14 +2,21 @@
 
 It patches what all threads share (torch's initialisation, attribute access, hooks on a small model that is
 kept), so two plans at once, as a web page may ask for, would see each other.
+
+Its products are so small that torch's threads cost more than they bring, several times as much on a busy
+machine; so each turn computes on one of them.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
+
+import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +29,30 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _TURN:
+        with _TURN, _one_thread():
             return function(*args, **kwargs)
 
     return waiting
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Look for no garbage meanwhile: a model's modules, made by the thousand, are none, and each look at all
+    that a web process holds takes a good part of a second."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()

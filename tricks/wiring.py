@@ -11,10 +11,10 @@ No table of names is involved, so an architecture that transformers learns tomor
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ from tricks.labels import (
     Scaled,
     carry,
 )
+from tricks.noted import Consumer, Norm, Noted
+from tricks.repeats import Repeats
 from tricks.shapes import ShapeMemory
 
 _aten = torch.ops.aten
@@ -50,32 +52,6 @@ _PRODUCTS = {
 
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
 _SUMS = (_aten.add.Tensor, _aten.add_.Tensor, _aten.sub.Tensor, _aten.sub_.Tensor)
-
-
-@dataclass(frozen=True)
-class Consumer:
-    """A parameter that is contracted with a norm's output along `axis`."""
-
-    param: str
-    axis: int
-
-
-@dataclass
-class Norm:
-    """One gain of the model and everything that reads what it scales."""
-
-    module: str
-    gain: str
-    bias: str | None
-    offset: float
-    size: int
-    consumers: set[Consumer] = field(default_factory=set)
-    blocks: list[str] = field(default_factory=list)
-    scaled_between: bool = False
-
-    def block(self, reason: str) -> None:
-        if reason not in self.blocks:
-            self.blocks.append(reason)
 
 
 @dataclass
@@ -115,17 +91,14 @@ class Tracer(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.answers = Answers(high)
         self._shapes = ShapeMemory()
-        self.norms: dict[str, Norm] = {}
-        self.unmeasured: list[str] = []
-        self.bias_slots: dict[str, str] = {}
+        self.noted = Noted()
+        # Every parameter and gain that an operation has met.
+        self.met: set[str] = set()
         self._labels: dict[int, Label] = {}
         # Labels are kept by identity, so no labelled tensor may be freed and its id used again.
         self._alive: list[torch.Tensor] = []
         # Products of a norm's output and a weight, to which that weight's bias may still be added.
         self._products: dict[int, str] = {}
-        self._param_uses: dict[str, set[tuple[int | None, str | None]]] = defaultdict(set)
-        self._other_uses: dict[str, str] = {}
-        self._reached: set[str] = set()
         self._model = model
         self._inside: nn.Module | None = None
         self._measured: dict[Any, Gain | None] = {}
@@ -141,7 +114,7 @@ class Tracer(TorchDispatchMode):
     def run(self, inputs: Mapping[str, Any]) -> None:
         """Run the model once on `inputs`, following everything."""
         try:
-            with torch.no_grad(), self:
+            with torch.no_grad(), self, Repeats(self, self._model):
                 output = self._model(**inputs)
         finally:
             for handle in self._handles:
@@ -150,25 +123,21 @@ class Tracer(TorchDispatchMode):
             # What the encoder returned is passed along for a next call, and means nothing by itself.
             label = self._label(value)
             if isinstance(label, Scaled) and not name.startswith("encoder_"):
-                self.norms[label.gain].block(f"its output is what the model returns as {name}")
+                self.noted.norms[label.gain].block(f"its output is what the model returns as {name}")
 
-    def join(self, other: Tracer) -> None:
-        """Add what another run of the same model has seen."""
-        for gain, norm in other.norms.items():
-            mine = self.norms.setdefault(gain, norm)
-            mine.consumers |= norm.consumers
-            mine.scaled_between |= norm.scaled_between
-            for reason in norm.blocks:
-                mine.block(reason)
-        self.unmeasured += [name for name in other.unmeasured if name not in self.unmeasured]
-        self.bias_slots.update(other.bias_slots)
-        self._reached |= other._reached
-        for name, use in other._other_uses.items():
-            self._other_uses.setdefault(name, use)
-        for name, uses in other._param_uses.items():
-            self._param_uses[name] |= uses
+    def follows(self, tensor: torch.Tensor) -> bool:
+        """Whether anything is known of where `tensor` came from."""
+        return id(tensor) in self._labels or id(tensor) in self._products
 
     # --- norms -----------------------------------------------------------------------------------
+
+    @property
+    def outside_norms(self) -> bool:
+        return self._inside is None
+
+    def leave_norms(self) -> None:
+        """Forget the norm that an exception has ended."""
+        self._inside = None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._inside is None:
@@ -176,24 +145,25 @@ class Tracer(TorchDispatchMode):
             for leaf in tree_leaves((args, kwargs)):
                 label = self._label(leaf)
                 if isinstance(label, Scaled):
-                    self.norms[label.gain].block(f"{self._modules[id(module)]} reads its output")
+                    self.met.add(label.gain)
+                    self.noted.norms[label.gain].block(f"{self._modules[id(module)]} reads its output")
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._inside is not module:
             return
         self._inside = None
         name = self._modules[id(module)]
-        self._reached.update(self._name(p) for p in module.parameters())
+        self.noted.reached.update(self._name(p) for p in module.parameters())
         gain = self._measure(module, args, kwargs)
         if gain is None or not isinstance(output, torch.Tensor):
-            if name not in self.unmeasured:
-                self.unmeasured.append(name)
+            if name not in self.noted.unmeasured:
+                self.noted.unmeasured.append(name)
             return
         weight = getattr(module, gain.weight)
         key = self._name(weight)
-        if key not in self.norms:
+        if key not in self.noted.norms:
             bias = self._name(getattr(module, gain.bias)) if gain.bias else None
-            self.norms[key] = Norm(name, key, bias, gain.offset, weight.numel())
+            self.noted.norms[key] = Norm(name, key, bias, gain.offset, weight.numel())
         self._note(output, Scaled(key, output.ndim - 1))
 
     def _measure(self, module: nn.Module, args: Any, kwargs: Any) -> Gain | None:
@@ -240,7 +210,10 @@ class Tracer(TorchDispatchMode):
         if args and id(args[0]) in self._products and func in _VIEWS:
             self._product_of(out, self._products[id(args[0])])
         if labels:
-            self._reached.update(label.name for label in labels.values() if isinstance(label, Param))
+            params = [label.name for label in labels.values() if isinstance(label, Param)]
+            self.noted.reached.update(params)
+            self.met.update(params)
+            self.met.update(label.gain for label in labels.values() if isinstance(label, Scaled))
             self._follow(func, args, kwargs, out, labels)
         return out
 
@@ -275,9 +248,9 @@ class Tracer(TorchDispatchMode):
         operation = what or f"its output goes into {name.strip('_')}, not a linear layer"
         for label in labels.values():
             if isinstance(label, Scaled):
-                self.norms[label.gain].block(operation)
+                self.noted.norms[label.gain].block(operation)
             else:
-                self._other_uses.setdefault(label.name, name)
+                self.noted.others.setdefault(label.name, name)
 
     def _rearrange(self, func: Any, args: Any, kwargs: Any, out: Any, labels: dict[int, Label]) -> None:
         label = labels[id(args[0])]
@@ -292,7 +265,7 @@ class Tracer(TorchDispatchMode):
 
     def _commute(self, x: torch.Tensor, out: torch.Tensor, label: Label, func: Any) -> None:
         if isinstance(label, Scaled):
-            self.norms[label.gain].scaled_between = True
+            self.noted.norms[label.gain].scaled_between = True
             self._note(out, replace(label, axis=label.axis + out.ndim - x.ndim, pure=False))
         else:
             self._block(func, {0: label})
@@ -323,8 +296,8 @@ class Tracer(TorchDispatchMode):
         weight, label = self._products.get(id(args[0])), self._label(args[1])
         if weight is None or not isinstance(label, Param) or label.axes != (0,):
             return False
-        if self.bias_slots.setdefault(weight, label.name) != label.name:
-            self._other_uses.setdefault(label.name, "add")
+        if self.noted.bias_slots.setdefault(weight, label.name) != label.name:
+            self.noted.others.setdefault(label.name, "add")
         return True
 
     def _combine(self, func: Any, args: Any, out: torch.Tensor, labels: dict[int, Label]) -> None:
@@ -339,7 +312,7 @@ class Tracer(TorchDispatchMode):
             dim = (args[1] if len(args) > 1 else 0) % out.ndim if joined else None
             if dim != axis + out.ndim:
                 pure = joined and all(isinstance(f, Scaled) and f.pure for f in found)
-                self.norms[gain].scaled_between |= not pure
+                self.noted.norms[gain].scaled_between |= not pure
                 self._note(out, Scaled(gain, axis + out.ndim, pure))
                 return
         what = "its output is added to the residual stream or another tensor" if not joined else None
@@ -355,7 +328,7 @@ class Tracer(TorchDispatchMode):
         label = self._label(bias)
         weights = [w for w in (self._label(first), self._label(second)) if isinstance(w, Param)]
         if isinstance(label, Param) and len(weights) == 1 and None not in label.axes:
-            self.bias_slots[weights[0].name] = label.name
+            self.noted.bias_slots[weights[0].name] = label.name
         elif label is not None:
             self._block(_aten.add.Tensor, {0: label})
 
@@ -377,9 +350,9 @@ class Tracer(TorchDispatchMode):
             if isinstance(label, Param):
                 contracted = isinstance(other, Scaled) and other.axis == y_axis
                 gain = other.gain if isinstance(other, Scaled) and contracted else None
-                self._param_uses[label.name].add((label.axes[x_axis], gain))
+                self.noted.products[label.name].add((label.axes[x_axis], gain))
             elif isinstance(label, Scaled):
-                norm = self.norms[label.gain]
+                norm = self.noted.norms[label.gain]
                 if label.axis != x_axis:
                     norm.block("its tokens, not its channels, are mixed by a matrix product")
                 elif not isinstance(other, Param):
@@ -394,30 +367,38 @@ class Tracer(TorchDispatchMode):
 
     def wiring(self) -> Wiring:
         """Everything seen so far, with consumers that serve others too turned into reasons."""
-        for norm in self.norms.values():
+        for norm in self.noted.norms.values():
             for consumer in sorted(norm.consumers, key=lambda c: c.param):
-                if consumer.param in self._other_uses:
-                    use = self._other_uses[consumer.param]
+                if consumer.param in self.noted.others:
+                    use = self.noted.others[consumer.param]
                     what = "the token embedding" if use == "embedding" else f"an operation ({use})"
                     norm.block(f"{consumer.param} is shared with {what}, which must not change")
-                elif self._param_uses[consumer.param] != {(consumer.axis, norm.gain)}:
+                elif self.noted.products[consumer.param] != {(consumer.axis, norm.gain)}:
                     norm.block(f"{consumer.param} also reads something that is not this norm's output")
             for name in (norm.gain, norm.bias):
-                if name is not None and (name in self._other_uses or name in self._param_uses):
+                if name is not None and (name in self.noted.others or name in self.noted.products):
                     norm.block(f"{name} is used outside the norm")
             if norm.bias is not None:
-                shared = [c.param for c in norm.consumers if self.bias_slots.get(c.param) in self._other_uses]
+                shared = [
+                    c.param for c in norm.consumers if self.noted.bias_slots.get(c.param) in self.noted.others
+                ]
                 for param in shared:
                     norm.block(f"the bias of {param} is used elsewhere too")
             if (idle := self._idle_beside(norm)) is not None:
                 norm.block(f"{idle} beside it did not run on text alone and may read its output")
-        return Wiring(list(self.norms.values()), self.unmeasured, self.bias_slots)
+        return Wiring(list(self.noted.norms.values()), self.noted.unmeasured, self.noted.bias_slots)
+
+    @cached_property
+    def _all_reached(self) -> bool:
+        return all(self._name(p) in self.noted.reached for p in self._model.parameters())
 
     def _idle_beside(self, norm: Norm) -> str | None:
         """A parameter under the norm's parent that no operation touched, towers of their own left aside.
 
         Experts for images, or a branch that only long inputs take, could read the norm's output unseen.
         """
+        if self._all_reached:
+            return None
         parent = self._model.get_submodule(norm.module.rpartition(".")[0])
         towers = [m for m in parent.modules() if isinstance(m, PreTrainedModel) and m is not parent]
         apart = {id(p) for tower in towers for p in tower.parameters()}
@@ -425,7 +406,7 @@ class Tracer(TorchDispatchMode):
             (
                 name
                 for p in parent.parameters()
-                if id(p) not in apart and (name := self._name(p)) not in self._reached
+                if id(p) not in apart and (name := self._name(p)) not in self.noted.reached
             ),
             None,
         )
@@ -440,5 +421,5 @@ def trace(model: nn.Module, inputs: Mapping[str, Any]) -> Wiring:
         # The other answers may be ones that the code refuses; then there is no branch behind them.
         with suppress(Exception):
             other.run(inputs)
-            tracer.join(other)
+            tracer.noted.join(other.noted)
     return tracer.wiring()

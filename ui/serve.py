@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -52,6 +53,9 @@ def page(
             add_health(app.app, service.health())
         if (receiver := service.webhook_receiver()) is not None:
             add_webhook(app.app, receiver)
+        # What is there now stays, and each look through it for garbage takes a good part of a second.
+        gc.collect()
+        gc.freeze()
         yield
     finally:
         app.close(verbose=False)

@@ -80,7 +80,7 @@ def test_a_task_that_does_not_exist_ends_the_job_before_the_download(
 @pytest.mark.parametrize(
     ("asked", "word"),
     [
-        (EvidenceRequest("splendid"), "recipe"),
+        (EvidenceRequest("splendid"), "no recipe 'splendid'; known: quick, standard, full, or write lines"),
         (EvidenceRequest("tokens: many"), "tokens"),
         (EvidenceRequest("tokens: [1"), "YAML"),
         (EvidenceRequest("x" * 30_000), "characters"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -61,10 +61,11 @@ class Handlers:
             model, recipe = self._asked(model, chosen, values[:-1])
             check_folders(self.folders, model=model)
             yield [parts.waiting(_READING), *_SAME[1:4], *_NO_CACHE, _SAME[6], "", "", off, "", None]
-            quick = [name for name in TRICKS if name in (*QUICK, *chosen)]
-            seen = self.service.explore(model, asker.token, quick)
+            seen = self.service.explore(model, asker.token, _named(chosen))
             at = address(model, recipe)
-            more = len(quick) < len(TRICKS) and (seen.figures.layers or 0) <= found.DEEPEST
+            deep = (seen.figures.layers or 0) > found.DEEPEST
+            every = _named([*QUICK, *chosen]) if deep else list(TRICKS)
+            more = len(every) > len(seen.looks)
             first = self._first(seen, int(batch))
             if more:
                 first[4:6] = _NO_CACHE
@@ -73,7 +74,7 @@ class Handlers:
             plan = parts.plan_view(ready.plan) + found.before(ready)
             yield [*_SAME, plan, "", gr.update(interactive=ready.plan.fits), gr.skip(), gr.skip()]
             if more:
-                seen = self.service.explore(model, asker.token)
+                seen = self.service.explore(model, asker.token, every)
                 yield [*self._first(seen, int(batch)), *_REST[:-1], seen]
         except TricksmithError as error:
             yield [*_SAME, "", parts.problem(str(error)), off, "", gr.skip()]
@@ -163,6 +164,11 @@ class Handlers:
         recipe = [text[:LONGEST] for text in query.getlist("trick")] or list(FIRST)
         chosen, values = self.options.values(recipe)
         return [True, model, chosen, *values, *self.options.shown(chosen)]
+
+
+def _named(chosen: Sequence[str]) -> list[str]:
+    """Tricks in the order in which they are listed everywhere."""
+    return [name for name in TRICKS if name in chosen]
 
 
 def _fitting(seen: Explored) -> list[tuple[str, Plan]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from service.explore import Explored
+from service.explore import QUICK, Explored
 from service.preflight import Preflight
 from tricks import TRICKS, Look
 from ui.pages.escape import breakable, esc
@@ -56,7 +56,7 @@ def cards(seen: Explored) -> str:
     shown = "".join(_card(_number(look), look) for look in looks)
     looked = {look.trick.name for look in seen.looks}
     deep = (seen.figures.layers or 0) > DEEPEST
-    shown += "".join(_pending(name, deep) for name in in_order() if name not in looked)
+    shown += "".join(_pending(name, deep and name not in QUICK) for name in in_order() if name not in looked)
     return f'<section class="ts-cards" aria-label="Tricks">{shown}</section>'
 
 
@@ -65,11 +65,11 @@ def _number(look: Look) -> int:
     return list(TRICKS).index(look.trick.name)
 
 
-def _pending(name: str, deep: bool) -> str:
-    """The card of a trick that was not looked at."""
-    said = "not looked at in so deep a model: choose it and “Show plan”" if deep else "looking …"
+def _pending(name: str, never: bool) -> str:
+    """The card of a trick that was not looked at, or not yet."""
+    said = "not looked at in so deep a model: choose it and “Show plan”" if never else "looking …"
     return (
-        f'<article class="ts-card" aria-busy="{str(not deep).lower()}"><h3>{esc(name)}</h3>'
+        f'<article class="ts-card" aria-busy="{str(not never).lower()}"><h3>{esc(name)}</h3>'
         f'<p class="ts-quiet">{esc(about(name))}</p><p>{esc(said)}</p></article>'
     )
 
