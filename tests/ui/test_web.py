@@ -180,6 +180,16 @@ def test_a_job_that_is_not_there(page: Page, url: str, query: str) -> None:
     expect(page.get_by_role("alert").filter(has_text="no job")).to_be_visible()
 
 
+def test_enter_in_the_model_field_shows_the_plan(page: Page, url: str, small_model: Path) -> None:
+    page.goto(url)
+    model = page.get_by_label("Model", exact=True)
+    model.press_sequentially(str(small_model))
+    model.press("Enter")
+    expect(page.locator("#facts h2")).to_contain_text(small_model.name, timeout=SLOW_MS)
+    expect(page.locator("#submit")).to_be_enabled(timeout=SLOW_MS)
+    expect(page.locator("#show-plan")).to_be_focused()
+
+
 _OUTER = "(at) => at.outerHTML.slice(0, 300)"
 
 

@@ -45,6 +45,8 @@ _DOWN = (
     "() => { const at = document.querySelector('#facts'); "
     "if (at.getBoundingClientRect().top > window.innerHeight) at.scrollIntoView(); }"
 )
+# What stands in the field by now: Gradio would tell of the key that came first while an answer was out.
+_TYPED = "() => [document.querySelector('#model input').value]"
 _CHANGED = f"() => [{json.dumps(parts.hint(_STALE))}, {{ __type__: 'update', interactive: false }}]"
 
 
@@ -171,7 +173,9 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
         before.then(on.estimate, [model, evidence], takes, **quiet)
     evidence.input(on.estimate, [model, evidence], takes, trigger_mode="always_last", **quiet)
     drawn.batch.input(on.rebatch, [drawn.batch, seen], drawn.cache, **quiet)
-    model.key_up(on.suggest, None, model, concurrency_limit=8, trigger_mode="always_last", **quiet)
+    model.key_up(
+        on.suggest, model, model, js=_TYPED, concurrency_limit=8, trigger_mode="always_last", **quiet
+    )
     tricks.input(
         chosen.shown, tricks, list(chosen.groups.values()), queue=False, trigger_mode="always_last", **quiet
     )

@@ -43,16 +43,17 @@ class Handlers:
     folders: bool
     options: options.Options
 
-    def suggest(self, key: gr.KeyUpData) -> Any:
+    def suggest(self, typed: str | None) -> Any:
         """Models whose name holds what was typed so far."""
-        words = key.input_value or ""
+        words = typed or ""
         if len(words.strip()) < 2 or words.startswith((".", "/", "~")):
             return gr.skip()
         try:
             hits = self.service.search(words)
         except TricksmithError:
             return gr.skip()  # suggestions are a convenience: the name can be typed all the same
-        return gr.update(choices=[(f"{hit.model}  ({hit.downloads:,} downloads)", hit.model) for hit in hits])
+        # Names alone: a choice's words stay in the field, where somebody may add a revision to them.
+        return gr.update(choices=[hit.model for hit in hits])
 
     def show(self, batch: str, model: str, chosen: list[str], *values: Any) -> Iterator[list[Any]]:
         """All that is shown, step by step: what headers tell, the plan with its proof, the other tricks."""
