@@ -5,6 +5,7 @@ Gradio reads and compresses a file anew for every request, which takes ten times
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,14 +20,17 @@ _TYPES = {".js": b"text/javascript; charset=utf-8", ".css": b"text/css; charset=
 
 
 class Assets:
-    """ASGI middleware: answers for scripts and styles in `folder`, and puts `links(path)` into a page's head.
+    """ASGI middleware: answers for scripts and styles in `folder`, and tells each page's head of those that
+    `needed(path)` names.
 
-    A file is read and compressed when it is first asked for, and kept.
+    A file is read and compressed when it is first asked for, and kept. A page's styles come as one file: an
+    entry that is disabled keeps the frontend from asking for each.
     """
 
-    def __init__(self, app: ASGIApp, folder: Path, links: Callable[[str], str]) -> None:
-        self._app, self._folder, self._links = app, folder, links
+    def __init__(self, app: ASGIApp, folder: Path, needed: Callable[[str], list[str]]) -> None:
+        self._app, self._folder, self._needed = app, folder, needed
         self._kept: dict[str, tuple[bytes, bytes]] = {}
+        self._heads: dict[str, str] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or hand on."""
@@ -38,8 +42,25 @@ class Assets:
         if path.startswith(_PATH) and self._known(name):
             await self._answer(name, scope, send)
             return
-        links = self._links(path)
-        await self._app(scope, receive, _Linked(send, links, _takes_brotli(scope)) if links else send)
+        names = self._needed(path)
+        if names and path not in self._heads:
+            self._heads[path] = self._head(names)
+        linked = _Linked(send, self._heads[path], _takes_brotli(scope)) if names else send
+        await self._app(scope, receive, linked)
+
+    def _head(self, names: list[str]) -> str:
+        styles = [name for name in names if name.endswith(".css") and self._known(name)]
+        whole = b"\n".join(self._kept[name][0] for name in styles)
+        bundle = f"page-{hashlib.sha256(whole).hexdigest()[:12]}.css"
+        self._keep(bundle, whole)
+        links = [f'<link rel="stylesheet" href=".{_PATH}{bundle}">']
+        links += [f'<link rel="stylesheet" disabled href=".{_PATH}{name}">' for name in styles]
+        links += [
+            f'<link rel="modulepreload" crossorigin href=".{_PATH}{name}">'
+            for name in names
+            if name.endswith(".js")
+        ]
+        return "".join(links)
 
     def _known(self, name: str) -> bool:
         if name in self._kept:
@@ -49,9 +70,11 @@ class Assets:
         path = self._folder / name
         if not path.is_file():
             return False
-        plain = path.read_bytes()
-        self._kept[name] = plain, _compressed(plain)
+        self._keep(name, path.read_bytes())
         return True
+
+    def _keep(self, name: str, plain: bytes) -> None:
+        self._kept[name] = plain, _compressed(plain)
 
     async def _answer(self, name: str, scope: Scope, send: Send) -> None:
         plain, small = self._kept[name]

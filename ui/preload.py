@@ -31,21 +31,22 @@ class Frontend:
         self._folder = folder
 
     def needed(self, types: Iterable[str]) -> list[str]:
-        """The names in `assets` that a page of these component types loads, in the order of their need."""
+        """The names in `assets` that a page of these component types loads beside those in its own HTML, in
+        the order of their need."""
         named = [*self._shell, *(name for each in types for name in self._components.get(each, ()))]
-        return list(dict.fromkeys(named))
+        return [name for name in dict.fromkeys(named) if name not in self._html]
 
     @cached_property
-    def _entry(self) -> str | None:
-        found = _ENTRY.search((self._folder / "index.html").read_text(encoding="utf-8"))
-        return found and found[1]
+    def _html(self) -> str:
+        return (self._folder / "index.html").read_text(encoding="utf-8")
 
     @cached_property
     def _shell(self) -> list[str]:
         """What every page loads before its components."""
-        if self._entry is None:
+        entry = _ENTRY.search(self._html)
+        if entry is None:
             return []
-        first = list(_imports(self._text(self._entry)))
+        first = list(_imports(self._text(entry[1])))
         then = [
             deps for name, _ in first for to, deps in _imports(self._text(name)) if to.startswith("Blocks-")
         ]
@@ -95,9 +96,3 @@ def shown_types(config: Mapping[str, Any], page: str) -> list[str]:
 
     # A page is a column itself.
     return list(dict.fromkeys(["column", *types(config["page"][page]["layout"])]))
-
-
-def links(names: Iterable[str]) -> str:
-    """What tells a browser in a page's head to fetch these files."""
-    kinds = {".js": 'rel="modulepreload"', ".css": 'rel="preload" as="style"'}
-    return "".join(f'<link {kinds[Path(name).suffix]} crossorigin href="./assets/{name}">' for name in names)

@@ -26,7 +26,7 @@ from ui.pages.live import Live
 from ui.pages.script import HEAD
 from ui.pages.theme import CSS, THEME
 from ui.pages.visitor import visitor
-from ui.preload import FRONTEND, Frontend, links, shown_types
+from ui.preload import FRONTEND, Frontend, shown_types
 from ui.sign_in import SignIn
 
 _HOME = "Explore"
@@ -71,15 +71,15 @@ def _who(scope: Scope) -> str:
     return address(scope) if name is None else f"user {name}"
 
 
-def _preloaded(app: gr.Blocks) -> Callable[[str], str]:
-    """What stands in the head of the page at a path, so that its files come at once."""
+def _needed(app: gr.Blocks) -> Callable[[str], list[str]]:
+    """The frontend's files that the page at a path opens with; none where there is no page."""
     frontend = Frontend()
 
     @cache
-    def found(page: str) -> str:
-        return links(frontend.needed(shown_types(app.config, page)))
+    def found(page: str) -> list[str]:
+        return frontend.needed(shown_types(app.config, page))
 
-    return lambda path: found(path[1:]) if path[1:] in app.config["page"] else ""
+    return lambda path: found(path[1:]) if path[1:] in app.config["page"] else []
 
 
 def launch(service: Service, host: str, port: int, gpu: api.Gpu | None = None) -> gr.Blocks:
@@ -104,7 +104,7 @@ def launch(service: Service, host: str, port: int, gpu: api.Gpu | None = None) -
             app_kwargs={
                 "middleware": [
                     Middleware(Door, _rates(service, host), who=_who),
-                    Middleware(Assets, FRONTEND / "assets", _preloaded(app)),
+                    Middleware(Assets, FRONTEND / "assets", _needed(app)),
                     Middleware(SignIn),
                 ]
             },

@@ -123,7 +123,10 @@ def test_a_refusal_is_one_line_and_nothing_typed_is_lost(page: Page, url: str, t
     expect(page.get_by_label("Model", exact=True)).to_have_value(bad)
     expect(page.get_by_label("Destination")).to_have_value("you/name")
     expect(page.get_by_role("button", name="Convert")).to_be_disabled()
-    assert page.locator("#problem img").count() == 0
+    # Where the plan was expected, in place of what says that it comes, and not below the form.
+    expect(page.locator("#facts").get_by_role("alert")).to_be_in_viewport()
+    expect(page.locator("#facts")).not_to_contain_text("Reading config")
+    assert page.locator("#facts img").count() == 0
     assert not dialogs
 
 

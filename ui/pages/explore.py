@@ -40,10 +40,10 @@ _ADDRESS = (
     "(q) => { if (q && q !== window.location.search) "
     "window.history.pushState(null, '', window.location.pathname + q); }"
 )
-# On a phone what was asked for stands below the form.
-_DOWN = (
-    "() => { const at = document.querySelector('#facts'); "
-    "if (at.getBoundingClientRect().top > window.innerHeight) at.scrollIntoView(); }"
+# What was asked for stands below the form on a phone, and on a low screen above the button.
+_THERE = (
+    "() => { const at = document.querySelector('#facts'), { top } = at.getBoundingClientRect(); "
+    "if (top < 0 || top > window.innerHeight) at.scrollIntoView(); }"
 )
 # What stands in the field by now: Gradio would tell of the key that came first while an answer was out.
 _TYPED = "() => [document.querySelector('#model input').value]"
@@ -164,7 +164,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
         trigger_mode="always_last",
         **look,
     )
-    show.click(None, None, None, js=_DOWN, **quiet)
+    show.click(None, None, None, js=_THERE, **quiet)
     at.change(None, at, None, js=_ADDRESS)
     opening = page.load(on.opened, None, [named, *asked, *chosen.groups.values()], **quiet)
     opened = opening.then(_where_named(look_at, len(shown)), [named, drawn.batch, *asked], shown, **look)
