@@ -125,14 +125,22 @@ def gated(repo: str) -> str:
     """What to do about a gated repo, in one line."""
     return (
         f"{repo} is gated and this token has no access;"
-        f" accept its terms at {endpoint()}/{repo} and set HF_TOKEN"
+        f" accept its terms at {endpoint()}/{repo} and {_prove_it()}"
     )
 
 
 def _missing(repo: str) -> str:
-    return (
-        f"{repo} is not on the Hub, or is private; check the id, or set HF_TOKEN to a token that may read it"
-    )
+    which = "with an account" if _visited() else "to a token"
+    return f"{repo} is not on the Hub, or is private; check the id, or {_prove_it()} {which} that may read it"
+
+
+def _visited() -> bool:
+    """Whether visitors sign in here, who cannot set a token."""
+    return bool(os.environ.get("OAUTH_CLIENT_ID"))
+
+
+def _prove_it() -> str:
+    return "sign in" if _visited() else "set HF_TOKEN"
 
 
 def _unreachable() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 
 # Before Gradio is imported: nothing of a user's work goes to anybody unasked.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -15,6 +17,7 @@ from starlette.types import Scope
 
 from service.api import Service
 from tricks import BadInput
+from ui.assets import Assets
 from ui.door import Door, Rates, address
 from ui.live import add_live
 from ui.pages import api, compare, explore, gallery, job, jobs, watches
@@ -23,6 +26,7 @@ from ui.pages.live import Live
 from ui.pages.script import HEAD
 from ui.pages.theme import CSS, THEME
 from ui.pages.visitor import visitor
+from ui.preload import FRONTEND, Frontend, shown_types
 from ui.sign_in import SignIn
 
 _HOME = "Explore"
@@ -67,6 +71,17 @@ def _who(scope: Scope) -> str:
     return address(scope) if name is None else f"user {name}"
 
 
+def _needed(app: gr.Blocks) -> Callable[[str], list[str]]:
+    """The frontend's files that the page at a path opens with; none where there is no page."""
+    frontend = Frontend()
+
+    @cache
+    def found(page: str) -> list[str]:
+        return frontend.needed(shown_types(app.config, page))
+
+    return lambda path: found(path[1:]) if path[1:] in app.config["page"] else []
+
+
 def launch(service: Service, host: str, port: int, gpu: api.Gpu | None = None) -> gr.Blocks:
     """Serve the pages from a thread of this process; returns the app, to be closed.
 
@@ -87,7 +102,11 @@ def launch(service: Service, host: str, port: int, gpu: api.Gpu | None = None) -
             footer_links=["api"],
             ssr_mode=False,
             app_kwargs={
-                "middleware": [Middleware(Door, _rates(service, host), who=_who), Middleware(SignIn)]
+                "middleware": [
+                    Middleware(Door, _rates(service, host), who=_who),
+                    Middleware(Assets, FRONTEND / "assets", _needed(app)),
+                    Middleware(SignIn),
+                ]
             },
         )
     except OSError as error:

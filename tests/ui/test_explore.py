@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import xml.etree.ElementTree as Xml
 from pathlib import Path
@@ -24,9 +25,11 @@ from tricks import (
     parse_trick,
     survey,
 )
+from tricks.options import Choice
 from ui.pages import charts, found
 from ui.pages.options import Field, Options
 from ui.pages.picture import picture
+from ui.pages.words import about, about_choice, about_option
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 
@@ -79,6 +82,16 @@ def test_options_become_a_recipe_and_back() -> None:
     assert (back, options.recipe(back, again)) == (chosen, recipe)
     # An address that somebody made up chooses nothing that is not there, and keeps defaults.
     assert options.values([EVIL, "flashnorm:form=" + EVIL])[1] == [f.spec.default for f in options.fields]
+
+
+def test_every_option_and_choice_has_words_for_people() -> None:
+    for trick, options in TRICKS.items():
+        assert about(trick)
+        for name, option in options.items():
+            assert about_option(trick, name).label != name
+            for choice in option.words if isinstance(option, Choice) else ():
+                # The word of recipes stays, for those who know it.
+                assert re.fullmatch(rf".{{4,}} \({choice}\)", about_choice(trick, name, choice))
 
 
 @pytest.mark.parametrize("layers", [400])

@@ -123,7 +123,10 @@ def test_a_refusal_is_one_line_and_nothing_typed_is_lost(page: Page, url: str, t
     expect(page.get_by_label("Model", exact=True)).to_have_value(bad)
     expect(page.get_by_label("Destination")).to_have_value("you/name")
     expect(page.get_by_role("button", name="Convert")).to_be_disabled()
-    assert page.locator("#problem img").count() == 0
+    # Where the plan was expected, in place of what says that it comes, and not below the form.
+    expect(page.locator("#facts").get_by_role("alert")).to_be_in_viewport()
+    expect(page.locator("#facts")).not_to_contain_text("Reading config")
+    assert page.locator("#facts img").count() == 0
     assert not dialogs
 
 
@@ -178,6 +181,16 @@ def test_no_destination(page: Page, url: str, model: Path) -> None:
 def test_a_job_that_is_not_there(page: Page, url: str, query: str) -> None:
     page.goto(f"{url}/job{query}")
     expect(page.get_by_role("alert").filter(has_text="no job")).to_be_visible()
+
+
+def test_enter_in_the_model_field_shows_the_plan(page: Page, url: str, small_model: Path) -> None:
+    page.goto(url)
+    model = page.get_by_label("Model", exact=True)
+    model.press_sequentially(str(small_model))
+    model.press("Enter")
+    expect(page.locator("#facts h2")).to_contain_text(small_model.name, timeout=SLOW_MS)
+    expect(page.locator("#submit")).to_be_enabled(timeout=SLOW_MS)
+    expect(page.locator("#show-plan")).to_be_focused()
 
 
 _OUTER = "(at) => at.outerHTML.slice(0, 300)"

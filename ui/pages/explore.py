@@ -40,11 +40,13 @@ _ADDRESS = (
     "(q) => { if (q && q !== window.location.search) "
     "window.history.pushState(null, '', window.location.pathname + q); }"
 )
-# On a phone what was asked for stands below the form.
-_DOWN = (
-    "() => { const at = document.querySelector('#facts'); "
-    "if (at.getBoundingClientRect().top > window.innerHeight) at.scrollIntoView(); }"
+# What was asked for stands below the form on a phone, and on a low screen above the button.
+_THERE = (
+    "() => { const at = document.querySelector('#facts'), { top } = at.getBoundingClientRect(); "
+    "if (top < 0 || top > window.innerHeight) at.scrollIntoView(); }"
 )
+# What stands in the field by now: Gradio would tell of the key that came first while an answer was out.
+_TYPED = "() => [document.querySelector('#model input').value]"
 _CHANGED = f"() => [{json.dumps(parts.hint(_STALE))}, {{ __type__: 'update', interactive: false }}]"
 
 
@@ -162,7 +164,7 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
         trigger_mode="always_last",
         **look,
     )
-    show.click(None, None, None, js=_DOWN, **quiet)
+    show.click(None, None, None, js=_THERE, **quiet)
     at.change(None, at, None, js=_ADDRESS)
     opening = page.load(on.opened, None, [named, *asked, *chosen.groups.values()], **quiet)
     opened = opening.then(_where_named(look_at, len(shown)), [named, drawn.batch, *asked], shown, **look)
@@ -171,7 +173,9 @@ def build(page: gr.Blocks, service: Service, *, folders: bool) -> None:
         before.then(on.estimate, [model, evidence], takes, **quiet)
     evidence.input(on.estimate, [model, evidence], takes, trigger_mode="always_last", **quiet)
     drawn.batch.input(on.rebatch, [drawn.batch, seen], drawn.cache, **quiet)
-    model.key_up(on.suggest, None, model, concurrency_limit=8, trigger_mode="always_last", **quiet)
+    model.key_up(
+        on.suggest, model, model, js=_TYPED, concurrency_limit=8, trigger_mode="always_last", **quiet
+    )
     tricks.input(
         chosen.shown, tricks, list(chosen.groups.values()), queue=False, trigger_mode="always_last", **quiet
     )

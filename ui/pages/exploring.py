@@ -29,6 +29,8 @@ _SAME: list[Any] = [gr.skip()] * 7
 """Facts, wiring, cards and plots, left as they are."""
 _NO_CACHE: list[Any] = [gr.update(visible=False)] * 2
 """Batch and cache chart, hidden: drawn before all of its lines are known, Gradio's chart keeps to those."""
+_NOTHING: list[Any] = ["", "", *[gr.update(visible=False)] * 4]
+"""Wiring, cards and plots, gone: they were of another model."""
 _REST: list[Any] = [gr.skip()] * 5
 """Plan, problem, button, address and what was seen, left as they are."""
 
@@ -43,20 +45,29 @@ class Handlers:
     folders: bool
     options: options.Options
 
-    def suggest(self, key: gr.KeyUpData) -> Any:
+    def suggest(self, typed: str | None) -> Any:
         """Models whose name holds what was typed so far."""
-        words = key.input_value or ""
+        words = typed or ""
         if len(words.strip()) < 2 or words.startswith((".", "/", "~")):
             return gr.skip()
         try:
             hits = self.service.search(words)
         except TricksmithError:
             return gr.skip()  # suggestions are a convenience: the name can be typed all the same
-        return gr.update(choices=[(f"{hit.model}  ({hit.downloads:,} downloads)", hit.model) for hit in hits])
+        # Names alone: a choice's words stay in the field, where somebody may add a revision to them.
+        return gr.update(choices=[hit.model for hit in hits])
 
     def show(self, batch: str, model: str, chosen: list[str], *values: Any) -> Iterator[list[Any]]:
         """All that is shown, step by step: what headers tell, the plan with its proof, the other tricks."""
         asker, off = visitor(values[-1]), gr.update(interactive=False)
+        seen: Explored | None = None
+
+        def refused(words: str) -> list[Any]:
+            """Said where the answer was expected, what is known of the model left to stand."""
+            said = parts.problem(words)
+            there = [said, *_NOTHING, ""] if seen is None else [*_SAME, said]
+            return [*there, "", off, "", gr.skip()]
+
         try:
             model, recipe = self._asked(model, chosen, values[:-1])
             check_folders(self.folders, model=model)
@@ -77,10 +88,10 @@ class Handlers:
                 seen = self.service.explore(model, asker.token, every)
                 yield [*self._first(seen, int(batch)), *_REST[:-1], seen]
         except TricksmithError as error:
-            yield [*_SAME, "", parts.problem(str(error)), off, "", gr.skip()]
+            yield refused(str(error))
         except Exception:
             log.exception("planning %r failed", model)
-            yield [*_SAME, "", parts.problem(_OURS), off, "", gr.skip()]
+            yield refused(_OURS)
 
     def estimate(self, model: str, recipe: str, request: gr.Request) -> str:
         """How long conversion and evidence would take, in words; nothing while that is not known."""

@@ -10,7 +10,7 @@ import gradio as gr
 
 from tricks import TRICKS, BadInput
 from tricks.options import Choice, Option
-from ui.pages.words import about_option
+from ui.pages.words import about_choice, about_option
 
 _LONGEST = 60  # characters of an option's value
 
@@ -94,9 +94,14 @@ def build(chosen: Sequence[str]) -> Options:
 
 
 def _component(trick: str, name: str, option: Option) -> gr.components.Component:
-    label, identity, said = f"{trick}: {name}", f"option-{trick}-{name}", about_option(trick, name)
+    words, identity = about_option(trick, name), f"option-{trick}-{name}"
+    label = f"{trick}: {words.label}"
     if isinstance(option, Choice):
-        words: list[str | int | float | tuple[str, str | int | float]] = list(option.words)
-        return gr.Radio(choices=words, value=option.default, label=label, info=said or None, elem_id=identity)
-    info = "; ".join(each for each in (said, option.describe()) if each)
+        choices: list[str | int | float | tuple[str, str | int | float]] = [
+            (about_choice(trick, name, each), each) for each in option.words
+        ]
+        return gr.Radio(
+            choices=choices, value=option.default, label=label, info=words.about or None, elem_id=identity
+        )
+    info = f"{'; '.join(each for each in (words.about, option.describe()) if each)} ({name})"
     return gr.Textbox(value=option.default, label=label, info=info, max_length=_LONGEST, elem_id=identity)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from tricks import TRICKS
 
 ABOUT: dict[str, str] = {
@@ -13,36 +16,94 @@ ABOUT: dict[str, str] = {
     "approximate": "Replaces old cache entries by a summary of fixed size. Not exact: it needs a budget.",
 }
 
-OPTIONS: dict[str, dict[str, str]] = {
+
+@dataclass(frozen=True)
+class Words:
+    """An option in words: its field's label, a sentence about it, and what each of its choices means."""
+
+    label: str
+    about: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+_NEW_CODE = "All but the first bring a modelling file along"
+
+OPTIONS: dict[str, dict[str, Words]] = {
     "flashnorm": {
-        "form": "compat: loads everywhere, no faster by itself. strict: the gains are gone from the files."
-        " center: LayerNorm becomes RMSNorm. cancel: norms that others follow are gone. defer: norm and"
-        " product side by side. All but compat bring a modelling file along"
+        "form": Words(
+            "what becomes of the norms",
+            _NEW_CODE,
+            {
+                "compat": "their gains become 1; loads everywhere, no faster by itself",
+                "strict": "their gains are gone from the files",
+                "center": "LayerNorm becomes RMSNorm",
+                "cancel": "those that others follow are gone",
+                "defer": "norm and product side by side",
+            },
+        )
     },
     "slim": {
-        "mode": "What is cached: k keys, v values, x the layer's input, e the encoder's output",
-        "residual": "How wide a correction is cached beside it",
-        "target": "With auto: what the cache may cost, as a share of the source's own rounding noise",
-        "cache": "own: in the model's own number format. int8: in 8 bits, about half of that",
+        "mode": Words(
+            "what is kept in the cache",
+            choices={
+                "auto": "what costs least",
+                "k": "keys",
+                "v": "values",
+                "x": "the layer's input",
+                "e": "the encoder's output",
+            },
+        ),
+        "residual": Words("width of the correction that is cached beside it"),
+        "target": Words(
+            "how close the result stays",
+            "Where the width is auto: what the cache may cost, as a share of the source's own rounding noise",
+        ),
+        "cache": Words(
+            "numbers in the cache",
+            choices={"own": "as the model writes them", "int8": "in 8 bits, about half of that"},
+        ),
     },
     "matshrink": {
-        "form": "stored: smaller files, and a modelling file. compat: loads everywhere, saves nothing yet",
-        "pivot": "qr: the best conditioned block becomes the identity. first: the first one does",
+        "form": Words(
+            "what is written",
+            choices={
+                "stored": "smaller files, and a modelling file",
+                "compat": "files that load everywhere; nothing is saved yet",
+            },
+        ),
+        "pivot": Words(
+            "which block becomes the identity", choices={"qr": "the best conditioned", "first": "the first"}
+        ),
     },
-    "skipless": {"absorb": "The matrix that is merged away: q queries, k keys, v values"},
+    "skipless": {
+        "absorb": Words("which matrix is merged away", choices={"q": "queries", "k": "keys", "v": "values"})
+    },
     "approximate": {
-        "window": "So many of the latest tokens stay exact",
-        "sinks": "So many of the first tokens stay exact",
-        "poly": "The polynomial that stands for older tokens; none forgets them",
-        "degree": "The polynomial's degree: a higher one is closer, and takes more memory",
-        "parts": "Into so many parts a head is split: more of them take less memory",
-        "low": "From where on the polynomial is fitted",
-        "high": "Up to where the polynomial is fitted",
-        "kl": "The budget: how far the next-token odds may move, in nats per token; 0.05 is a usual one",
-        "perplexity": "The budget, said otherwise: how much perplexity may grow; 0.02 is two percent",
+        "window": Words("latest tokens that stay exact"),
+        "sinks": Words("first tokens that stay exact"),
+        "poly": Words(
+            "what stands for the tokens between",
+            choices={
+                "taylor": "a Taylor polynomial",
+                "chebyshev": "a Chebyshev polynomial",
+                "minimax": "a minimax polynomial",
+                "none": "nothing: they are forgotten",
+            },
+        ),
+        "degree": Words("degree of the polynomial", "A higher one is closer, and takes more memory"),
+        "parts": Words("parts of a head", "More of them take less memory"),
+        "low": Words("where the polynomial's fit begins"),
+        "high": Words("where the polynomial's fit ends"),
+        "kl": Words(
+            "budget: how far the next-token odds may move",
+            "KL divergence in nats per token; 0.05 is a usual one",
+        ),
+        "perplexity": Words(
+            "budget: how much perplexity may grow", "A share of the source's; 0.02 is two percent"
+        ),
     },
 }
-"""What each option means, in a sentence or two."""
+"""What each option means to somebody who has read none of the papers."""
 
 ORDER = ("flashnorm", "slim", "precompute", "matshrink", "approximate", "skipless")
 """The order in which a page offers them: what fits most models first."""
@@ -63,6 +124,12 @@ def about(trick: str) -> str:
     return ABOUT.get(trick, "")
 
 
-def about_option(trick: str, option: str) -> str:
-    """What an option means, or nothing for one that this page has not heard of."""
-    return OPTIONS.get(trick, {}).get(option, "")
+def about_option(trick: str, option: str) -> Words:
+    """What an option means; its bare name for one that this page has not heard of."""
+    return OPTIONS.get(trick, {}).get(option, Words(option))
+
+
+def about_choice(trick: str, option: str, choice: str) -> str:
+    """What a choice of an option means, with the word that recipes have for it."""
+    meaning = about_option(trick, option).choices.get(choice)
+    return f"{meaning} ({choice})" if meaning else choice
