@@ -96,6 +96,7 @@ def take(page: Page, url: str, images: Path) -> None:
     page.get_by_role("button", name="Show plan").click()
     page.wait_for_selector(".ts-plan", timeout=_JOB_MS)
     page.locator("#submit:enabled").wait_for(timeout=_JOB_MS)
+    page.locator('.ts-card[aria-busy="true"]').first.wait_for(state="detached", timeout=_JOB_MS)
     picture("plan", 1060)
     page.get_by_role("button", name="Convert").click()
     page.wait_for_url("**/job?id=*")
