@@ -17,7 +17,7 @@ from tricks.specimen import TOKENS, Hook, run
 MOVED = 1
 """The token at which channels are moved."""
 LATER = slice(MOVED + 1, None)
-_ROWS = 512
+_ROWS = 192
 """Sequences of one run; each moves one channel of every attention block at once."""
 
 Move = Callable[["Block", str, torch.Tensor, int], None]
