@@ -76,7 +76,8 @@ def _kinds(plan: Plan) -> set[tuple[str, str]]:
     """The kinds of places that a plan changes: paths and details without their numbers."""
 
     def plain(text: str) -> str:
-        return re.sub(r"\d+", "*", text)
+        each = re.sub(r"\d+", "*", text).split(", ")
+        return ", ".join(dict.fromkeys(each))  # a norm that all layers read names as many as there are
 
     return {(plain(place.where), plain(place.detail)) for place in plan.places if place.fits}
 
