@@ -238,7 +238,7 @@ class Service:
     def explore(
         self, model: str, token: str | bool | None = None, tricks: Sequence[str] = tuple(TRICKS)
     ) -> Explored:
-        """A model's figures and every one of `tricks` (names) looked at on its own, nothing proven yet.
+        """A model's figures and each of `tricks` (as in a recipe) looked at on its own, nothing proven yet.
 
         `service.explore.QUICK` are those that are looked at in a moment, however deep the model is.
 

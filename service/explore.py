@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.headers import read_headers
 from service.source import Source, resolve
-from tricks import TRICKS, Checkpoint, Trick
+from tricks import TRICKS, Checkpoint
 
 if TYPE_CHECKING:
     from tricks import Look, Part
@@ -47,16 +47,17 @@ which takes a few tenths of a second for each layer."""
 
 
 def explore(model: str, token: str | bool | None = None, tricks: Sequence[str] = tuple(TRICKS)) -> Explored:
-    """Look at `model` with each of `tricks`, with its default options.
+    """Look at `model` with each of `tricks`, written as in a recipe: a bare name has its default options.
 
     Raises:
-        BadInput: there is no such model, it may not be read, or it cannot be planned.
+        BadInput: there is no such model, it may not be read, it cannot be planned, or a trick is none.
     """
-    from tricks import survey  # late: it brings torch
+    from tricks import parse_trick, survey  # late: it brings torch
 
+    wanted = [parse_trick(text) for text in tricks]
     source = resolve(model, token)
     checkpoint = read_headers(source, token)
-    parts, looks = survey(checkpoint, [Trick(name) for name in tricks])
+    parts, looks = survey(checkpoint, wanted)
     named = next((look.plan.architecture for look in looks if look.plan), "")
     return Explored(source, named, figures(checkpoint), parts, tuple(looks))
 

@@ -27,6 +27,7 @@ from tricks import (
 )
 from tricks.options import Choice
 from ui.pages import charts, found
+from ui.pages.exploring import looked_at
 from ui.pages.options import Field, Options
 from ui.pages.picture import picture
 from ui.pages.words import about, about_choice, about_option
@@ -47,6 +48,15 @@ def test_every_known_trick_is_looked_at(model: Path) -> None:
     fitting = [(look.trick.name, look.plan) for look in seen.looks if look.plan]
     assert set(charts.cache(seen.figures, fitting, 1)["model"]) == {"source", "slim"}
     assert next(iter(charts.weights(seen)["model"])) == "source"
+
+
+def test_a_trick_is_looked_at_with_the_options_that_were_chosen_for_it(model: Path) -> None:
+    asked = looked_at(["approximate:kl=0.05"], ["approximate", "flashnorm"])
+    assert asked == ["flashnorm", "approximate:kl=0.05"]
+    chosen, bare = (explore(str(model), None, tricks).looks[-1] for tricks in (asked, ["approximate"]))
+    assert chosen.fits
+    assert not bare.fits
+    assert "no budget" in found.cards(explore(str(model), None, ["approximate"]))
 
 
 def test_the_picture_shows_each_kind_of_layer_once_and_what_a_trick_touches(model: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -72,10 +72,10 @@ class Handlers:
             model, recipe = self._asked(model, chosen, values[:-1])
             check_folders(self.folders, model=model)
             yield [parts.waiting(_READING), *_SAME[1:4], *_NO_CACHE, _SAME[6], "", "", off, "", None]
-            seen = self.service.explore(model, asker.token, _named(chosen))
+            seen = self.service.explore(model, asker.token, looked_at(recipe, chosen))
             at = address(model, recipe)
             deep = (seen.figures.layers or 0) > found.DEEPEST
-            every = _named([*QUICK, *chosen]) if deep else list(TRICKS)
+            every = looked_at(recipe, [*QUICK, *chosen] if deep else TRICKS)
             more = len(every) > len(seen.looks)
             first = self._first(seen, int(batch))
             if more:
@@ -177,9 +177,10 @@ class Handlers:
         return [True, model, chosen, *values, *self.options.shown(chosen)]
 
 
-def _named(chosen: Sequence[str]) -> list[str]:
-    """Tricks in the order in which they are listed everywhere."""
-    return [name for name in TRICKS if name in chosen]
+def looked_at(recipe: Sequence[str], names: Collection[str]) -> list[str]:
+    """The tricks named, in the order in which they are listed everywhere, with their options in `recipe`."""
+    asked = {text.partition(":")[0]: text for text in recipe}
+    return [asked.get(name, name) for name in TRICKS if name in names]
 
 
 def _fitting(seen: Explored) -> list[tuple[str, Plan]]:
