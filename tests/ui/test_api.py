@@ -92,6 +92,8 @@ def test_a_watch_from_beginning_to_end(client: Client) -> None:
     [
         ("/job", ("nosuch",), "no job"),
         ("/cancel", ("<script>",), "no job"),
+        ("/jobs", (2.5,), "'2.5' is no whole number of jobs"),
+        ("/compare", ("nosuch", "The function", 3.7), "'3.7' is no whole number of new tokens"),
         ("/plan", ("/no/such/folder", ["flashnorm"]), "not a folder"),
         ("/plan", ("file:///etc/passwd", ["flashnorm"]), "file:///etc/passwd"),
         (

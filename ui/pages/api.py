@@ -15,7 +15,7 @@ from gradio.events import api
 
 from service.api import Service
 from service.evidence_request import EvidenceRequest
-from tricks import Plan, TricksmithError
+from tricks import BadInput, Plan, TricksmithError
 from ui.pages import gallery as shown
 from ui.pages import parts
 from ui.pages.api_watches import WatchEndpoints
@@ -48,6 +48,17 @@ def told(plan: Plan) -> dict[str, Any]:
     for files to be downloaded."""
     data = plan.to_json() | {"fits": plan.fits}
     return {name: data[name] for name in _TOLD}
+
+
+def whole(value: Any, what: str) -> int:
+    """A number that a program sent, as an integer.
+
+    Raises:
+        BadInput: it is no whole number.
+    """
+    if not isinstance(value, int | float) or not float(value).is_integer():
+        raise BadInput(f"{str(value)[:40]!r} is no whole number of {what}")
+    return int(value)
 
 
 def asked(action: Callable[[Visitor], Any], request: gr.Request) -> Any:
@@ -144,11 +155,13 @@ class Endpoints:
 
     def jobs(self, limit: int, request: gr.Request) -> list[Any]:
         """The latest jobs, newest first."""
-        most = max(1, min(int(limit), _MOST))
-        return [
-            job.to_json()
-            for job in asked(lambda asker: self.service.jobs(most, viewer=asker.viewer), request)
-        ]
+
+        def ask(asker: Visitor) -> list[Any]:
+            most = max(1, min(whole(limit, "jobs"), _MOST))
+            return [job.to_json() for job in self.service.jobs(most, viewer=asker.viewer)]
+
+        found: list[Any] = asked(ask, request)
+        return found
 
     def queue(self, request: gr.Request) -> list[Any]:
         """The jobs that run or wait, newest first; `ahead` is how many are begun before one that waits."""
@@ -193,7 +206,7 @@ class Endpoints:
         def ask(asker: Visitor) -> dict[str, Any]:
             asker.check_signed_in()
             who: dict[str, Any] = {"viewer": asker.viewer, "grant": asker.grant}
-            return vars(self.service.compare(job_id, prompt, int(new_tokens), **who))
+            return vars(self.service.compare(job_id, prompt, whole(new_tokens, "new tokens"), **who))
 
         found: dict[str, Any] = asked(ask, request)
         return found
