@@ -197,7 +197,7 @@ def serve(args: argparse.Namespace) -> int:
     """Run the web page, the queue and workers until a signal comes."""
     from ui.serve import serve as run
 
-    return run(args.host, args.port, args.workers)
+    run(args.host, args.port, args.workers)
 
 
 def worker(args: argparse.Namespace) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from service.api import Service
 from service.settings import Settings
@@ -20,8 +23,8 @@ if TYPE_CHECKING:  # Gradio takes seconds to import
     from ui.pages.api import Gpu
 
 
-def serve(host: str, port: int, workers: int) -> int:
-    """Run until SIGINT or SIGTERM; returns the exit code."""
+def serve(host: str, port: int, workers: int) -> NoReturn:
+    """Run until SIGINT or SIGTERM, then end the process."""
     stop = threading.Event()
     roles = ["worker"] * workers + ["beat"] * bool(workers)
     with (
@@ -34,7 +37,19 @@ def serve(host: str, port: int, workers: int) -> int:
         _greet(settings, host, port, workers)
         stop.wait()
         note("stopping; a running job goes on at its stage when you start again")
-    return DONE
+    leave(DONE)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with `code`, whatever its threads are at.
+
+    A thread that looks at a model is in torch, and the interpreter's own way to end would tear it down there,
+    which aborts the process.
+    """
+    atexit._run_exitfuncs()  # folders of whatever is not done yet, and logs
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tricks import BadInput, TricksmithError
 from ui.pages.api import Gpu
 from ui.pages.visitor import signs_in
 from ui.progress import say
-from ui.serve import page, signals
+from ui.serve import leave, page, signals
 from ui.stack import processes, queue_service
 
 PORT = 7860
@@ -40,7 +40,7 @@ def main(folder: Path, gpu: Gpu | None = None) -> None:
 
 
 def run(setup: Setup, folder: Path, gpu: Gpu | None = None) -> None:
-    """Redis, a worker and the pages, or the pages alone before a Redis elsewhere.
+    """Redis, a worker and the pages, or the pages alone before a Redis elsewhere; ends the process.
 
     Raises:
         BadInput: the Space lacks its sign-in or a secret.
@@ -70,6 +70,7 @@ def run(setup: Setup, folder: Path, gpu: Gpu | None = None) -> None:
     ):
         say(f"Tricksmith is at port {port}, on {setup.hardware}")
         stop.wait()
+    leave(0)
 
 
 def _check(setup: Setup) -> None:
