@@ -53,7 +53,6 @@ def headers_of(model_type: str, fields: dict[str, Any]) -> Checkpoint:
 
 def main() -> None:
     """Time every case and write the results."""
-    torch.set_num_threads(1)
     make_plan(headers_of("gpt2", {}), [Trick("flashnorm")])
     rows = []
     for model_type, fields in CASES:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from service.settings import signs_in
 from tricks import BadInput, TricksmithError
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -130,17 +131,12 @@ def gated(repo: str) -> str:
 
 
 def _missing(repo: str) -> str:
-    which = "with an account" if _visited() else "to a token"
+    which = "with an account" if signs_in() else "to a token"
     return f"{repo} is not on the Hub, or is private; check the id, or {_prove_it()} {which} that may read it"
 
 
-def _visited() -> bool:
-    """Whether visitors sign in here, who cannot set a token."""
-    return bool(os.environ.get("OAUTH_CLIENT_ID"))
-
-
 def _prove_it() -> str:
-    return "sign in" if _visited() else "set HF_TOKEN"
+    return "sign in" if signs_in() else "set HF_TOKEN"
 
 
 def _unreachable() -> str:

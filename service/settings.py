@@ -164,6 +164,11 @@ class _Reader:
         return int(float(match[1]) * _UNITS[match[2]])
 
 
+def signs_in() -> bool:
+    """Whether visitors sign in here with Hugging Face: a Space with OAuth sets this."""
+    return bool(os.environ.get("OAUTH_CLIENT_ID"))
+
+
 def _redis_url(env: Mapping[str, str]) -> str | None:
     """REDIS_URL, with the password from REDIS_PASSWORD_FILE where that is set."""
     url, secret = env.get("REDIS_URL") or None, env.get("REDIS_PASSWORD_FILE")

@@ -14,11 +14,8 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tricks.checkpoint import read_checkpoint
 from tricks.companions import companions, files_of
@@ -29,6 +26,7 @@ from tricks.hashed_file import HashedFile
 from tricks.plan import Plan
 from tricks.progress import Report, silent
 from tricks.ship import expected_config, shipped_code
+from tricks.threads import one_thread
 
 
 def convert(
@@ -85,7 +83,8 @@ def _write(work: Editor, plan: Plan, source: Path, partial: Path, report: Report
     total = work.weight_bytes
     done = 0
     report("bytes", 0, total)
-    with ThreadPoolExecutor(max_workers=1) as syncing, _one_thread():
+    # Slices are small, and the other cores hash and write.
+    with ThreadPoolExecutor(max_workers=1) as syncing, one_thread():
         pending = []
         for file in work.files:
             with HashedFile(partial / file) as out:
@@ -127,17 +126,6 @@ def _texts(work: Editor, plan: Plan, source: Path) -> Iterator[tuple[str, bytes]
 
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread: slices are small, and the other cores hash and write."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _sync(path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 _OF_EVERY_MODULE = {*vars(nn.Module()), "forward"}
-_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 def kind_of(module: nn.Module, number: int) -> Hashable:
@@ -42,7 +42,7 @@ def _setting(value: Any) -> Hashable:
     if isinstance(value, (list, tuple)):
         return (type(value), tuple(map(_setting, value)))
     # By its type too: True, 1 and 1.0 are equal. What is not plain is the same only where it is one object.
-    return (type(value), value if isinstance(value, _PLAIN) else id(value))
+    return (type(value), value if isinstance(value, PLAIN) else id(value))
 
 
 def _is_number(name: str, value: Any, number: int) -> bool:

@@ -19,13 +19,13 @@ from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from tricks.gains import is_candidate
-from tricks.kinds import AskedForNumber, kind_of, without_number
+from tricks.kinds import PLAIN, AskedForNumber, kind_of, without_number
 from tricks.noted import Noted
 
 if TYPE_CHECKING:
     from tricks.wiring import Tracer
 
-_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
+_PLAIN = (*PLAIN, torch.Size)
 
 
 @dataclass(frozen=True)

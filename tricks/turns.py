@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-import torch
+from tricks.threads import one_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,20 +29,10 @@ def one_at_a_time(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _TURN, _one_thread():
+        with _TURN, one_thread():
             return function(*args, **kwargs)
 
     return waiting
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from service.history import History, keeper_of
 from service.logs import set_up_logs
-from service.settings import Settings
+from service.settings import Settings, signs_in
 from service.space_setup import Setup
 from tricks import BadInput, TricksmithError
 from ui.pages.api import Gpu
-from ui.pages.visitor import signs_in
 from ui.progress import say
 from ui.serve import leave, page, signals
 from ui.stack import processes, queue_service

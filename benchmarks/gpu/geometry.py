@@ -103,12 +103,7 @@ def planned(model_type: str, fields: dict[str, Any], trick: str) -> Plan:
     """
     recipe, depth = [parse_trick(trick)], fields["num_hidden_layers"]
     few = min(depth, _FEW.get(recipe[0].name, depth))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the small models of a plan lose more by threads than they gain
-    try:
-        plan = make_plan(headers(model_type, {**fields, "num_hidden_layers": few}), recipe)
-    finally:
-        torch.set_num_threads(threads)
+    plan = make_plan(headers(model_type, {**fields, "num_hidden_layers": few}), recipe)
     if not plan.fits:
         raise ValueError(f"{trick} does not fit: {plan.places[0].detail}")
     return replace(plan, config=_deeper(plan.config, depth)) if few < depth else plan

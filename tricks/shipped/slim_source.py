@@ -56,6 +56,14 @@ __device__ __forceinline__ Pairs both(const uint4& u, const uint4& v) {
   return halved(x);
 #endif
 }
+// `multiply` with what it may take for granted: that there is one tile, or up to COUNT.
+template <class Multiply>
+__device__ __forceinline__ void with_tiles(int tiles, Multiply multiply) {
+  if (tiles == 1)
+    multiply(Tiles<1>{});
+  else
+    multiply(Tiles<COUNT>{});
+}
 __device__ __forceinline__ void mma_bf(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
                " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -166,10 +174,7 @@ extern "C" __global__ void __launch_bounds__(INNER, 2) slim_mix(const __grid_con
         }
     }
   };
-  if (tiles == 1)
-    multiply(Tiles<1>{});
-  else
-    multiply(Tiles<COUNT>{});
+  with_tiles(tiles, multiply);
   gather(acc, room, tiles, [&](int row, int b, float x) {
     if (b < many && j + row < mix.values)
       mix.out[((long long)(first + b) * HEADS + head) * mix.values + j + row] = (u16)pack(x, 0.f);
@@ -216,10 +221,7 @@ extern "C" __global__ void __launch_bounds__(INNER, 2) slim_rest(const __grid_co
         }
     }
   };
-  if (tiles == 1)
-    multiply(Tiles<1>{});
-  else
-    multiply(Tiles<COUNT>{});
+  with_tiles(tiles, multiply);
   gather(acc, room, tiles, [&](int row, int b, float x) {
     if (b < many && j + row < R)
       rest.part[((long long)blockIdx.y * rest.batch + first + b) * R + j + row] = x;

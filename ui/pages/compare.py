@@ -16,10 +16,11 @@ import gradio as gr
 from service.api import Service
 from service.comparing import LONGEST_PROMPT, MOST_NEW
 from service.jobs import State
+from service.settings import signs_in
 from tricks import BadInput, TricksmithError
 from ui.pages import parts
 from ui.pages.script import live_script
-from ui.pages.visitor import signs_in, visitor
+from ui.pages.visitor import visitor
 
 _PROMPT = "The three most important things to know about"
 _NEW = 32

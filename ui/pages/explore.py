@@ -14,11 +14,11 @@ from typing import Any
 import gradio as gr
 
 from service.api import Service
+from service.settings import signs_in
 from ui.pages import limits, options, parts, plots
 from ui.pages import sign_in as signing
 from ui.pages.escape import esc
 from ui.pages.exploring import FIRST, LONGEST, Handlers, address
-from ui.pages.visitor import signs_in
 from ui.pages.words import in_order
 
 _EXAMPLES = ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2.5-0.5B", "openai-community/gpt2")

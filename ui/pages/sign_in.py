@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from ui.pages.visitor import signs_in, visitor
+from service.settings import signs_in
+from ui.pages.visitor import visitor
 
 _SIGN_IN = "Sign in with Hugging Face"
 # Gradio's button leaves the page half a second after it was pressed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from service.jobs import Job
+from service.settings import signs_in
 from service.tokens import Grant
 from tricks import BadInput
 
@@ -58,11 +58,6 @@ class Visitor:
 
 
 OPERATOR = Visitor(operator=True)
-
-
-def signs_in() -> bool:
-    """Whether visitors sign in here with Hugging Face: a Space with OAuth sets this."""
-    return bool(os.environ.get("OAUTH_CLIENT_ID"))
 
 
 def visitor(request: gr.Request | Any) -> Visitor:
